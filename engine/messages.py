@@ -1,0 +1,441 @@
+"""Every message that crosses a process border, in both directions.
+
+    api  <->  engine      api_* below; one Unix socket per api process
+    engine  <->  runner   one socket pair per runner
+
+Messages are msgspec structs in MessagePack, framed by `engine.wire`. The `type` tag of a struct is its
+class name. Four unions at the end of the file say who may send what to whom; a decoder accepts nothing else.
+
+Times are integer nanoseconds, sizes bytes. A position is the index of a token in its context, from 0.
+"""
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+from engine.memory.page import PageLayout
+
+
+class Message(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
+    """Base of everything that is sent on its own."""
+
+
+class Part(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of everything that is sent inside a message."""
+
+
+class FinishReason(StrEnum):
+    """Why a prompt ended. Every accepted prompt ends with one of these."""
+
+    STOP = "stop"  # sampled one of its stop tokens
+    LENGTH = "length"  # reached max_tokens
+    ABORT = "abort"  # the api asked for it, or its api process stayed away too long
+    ERROR = "error"  # could not be served; `TokenDelta.error` says why
+
+
+class GrammarKind(StrEnum):
+    """Languages in which a grammar may be written (llguidance's)."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"
+
+
+class Grammar(Part):
+    """A constraint on the text that is sampled."""
+
+    kind: GrammarKind
+    source: str
+
+
+class Sampling(Part):
+    """How the tokens of one prompt are chosen, and when it ends.
+
+    The random number for the token at a position depends on `seed` and that position alone, so that neither
+    the rest of the batch nor a preemption changes what is sampled. `temperature` 0 is greedy.
+    """
+
+    max_tokens: int
+    seed: int = 0  # 0 <= seed < 2**63
+    min_tokens: int = 0  # stop tokens are not sampled before this many
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all tokens
+    min_p: float = 0.0
+    stop_token_ids: tuple[int, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    logprobs: int | None = None  # alternatives reported beside the sampled token; None: no logprobs at all
+    prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
+
+
+class TokenLogprobs(Part):
+    """Natural-log probabilities of one token and of the likeliest alternatives at its position."""
+
+    logprob: float
+    rank: int  # 1: the likeliest
+    top: list[tuple[int, float]] = []  # (token id, logprob), likeliest first
+
+
+class ModelCard(Part):
+    """What a runner found out about the model it loaded."""
+
+    name: str
+    architecture: str
+    source: str  # the path, or what stood for it in the config
+    tokenizer: str | None  # a folder for AutoTokenizer, or None: the built-in byte tokenizer
+    vocab_size: int
+    max_model_len: int
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    sampling_defaults: dict[str, float] = {}  # temperature, top_p, top_k, ... of generation_config
+    dtype: str = "float32"
+    is_chat: bool = False  # the tokenizer has a chat template
+    licence_notice: str | None = None
+    cached_at: str | None = None
+
+
+# ------------------------------------------------------------------ api -> engine
+
+
+class Hello(Message):
+    """First message of an api process on every connection. `api_id` is the process's own and outlives it."""
+
+    api_id: str
+
+
+class PromptSpec(Part):
+    """One prompt of a request. On a resubmission `output_ids` holds every token the api received, and
+    `service_ns` the GPU time that the engine had charged by then."""
+
+    prompt_id: str
+    input_ids: list[int]
+    sampling: Sampling
+    output_ids: list[int] = []
+    service_ns: int = 0
+
+
+class Submit(Message):
+    """Serve a request: all its prompts, or none (`Rejected`).
+
+    Idempotent by prompt id: for a prompt that the engine still has, it replays the tokens after
+    `output_ids` and goes on; for one that it does not know (it was restarted), it admits the prompt anew and
+    continues after `output_ids`. An api resubmits every open request after each reconnection.
+    """
+
+    request_id: str
+    model: str
+    prompts: list[PromptSpec]
+    tenant: str = "default"
+    weight: float = 1.0  # of the tenant
+    nice: int = 0  # of the prompts within the tenant, -20..19
+    latency_ns: int | None = None  # wished slice length (eevdf): shorter asks for lower latency
+    cache_salt: str = ""
+    resubmitted: bool = False  # never turned away by a queue bound: it was accepted before
+
+
+class Abort(Message):
+    """End these prompts at once; nothing more is sent for them."""
+
+    prompt_ids: list[str]
+
+
+class GetStats(Message):
+    """Ask for a `Stats`."""
+
+    serial: int
+
+
+# ------------------------------------------------------------------ engine -> api
+
+
+class Welcome(Message):
+    """Answer to `Hello`, and sent again whenever a model becomes ready or goes away."""
+
+    engine_id: str
+    ready: list[ModelCard]
+    loading: dict[str, str] = {}  # model name -> what it is doing
+
+
+class Admitted(Message):
+    request_id: str
+
+
+class Rejected(Message):
+    """The request was not accepted; nothing of it is kept. `code` is an OpenAI error code."""
+
+    request_id: str
+    code: str
+    message: str
+    retry_after_s: float | None = None
+
+
+class TokenDelta(Part):
+    """New tokens of one prompt. `start` is the index of the first in the prompt's output: the api drops
+    what it already has, so nothing is ever shown twice."""
+
+    prompt_id: str
+    start: int
+    ids: list[int] = []
+    finish: FinishReason | None = None
+    service_ns: int = 0
+    cached_tokens: int = 0
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    error: str | None = None
+
+
+class Tokens(Message):
+    """All that one step brought for one api connection."""
+
+    deltas: list[TokenDelta]
+
+
+class Sample(Part):
+    """One value of a metric. `kind` is counter, gauge or histogram; a histogram carries buckets."""
+
+    name: str
+    help: str
+    kind: str
+    value: float = 0.0
+    labels: dict[str, str] = {}
+    buckets: list[tuple[str, float]] = []  # (upper bound, cumulative count)
+
+
+class Stats(Message):
+    """`status` is a snapshot for people (devices, queues, tiers); `samples` are for Prometheus."""
+
+    serial: int
+    samples: list[Sample]
+    status: dict[str, object] = {}
+
+
+# ------------------------------------------------------------------ engine -> runner
+
+
+class PoolSpec(Part):
+    """A pool of equal pages: `num_pages * page_bytes` bytes from `offset_bytes` of a memory region.
+
+    `region` says where in the descriptors that came with the message its own is; `kind` is 'cpu' (shared
+    memory), 'host' (shared memory, pinned by runners that have a GPU) or 'cuda' (driver allocations).
+    Page 0 of a runner's local pool is never given to a context: padding writes go there.
+    """
+
+    pool: int
+    kind: str
+    device: str
+    num_pages: int
+    page_bytes: int
+    offset_bytes: int = 0
+    region: int | None = None
+
+
+class LinkSpec(Part):
+    """A simulated link for CPU stand-ins: a move from `src` to `dst` takes at least
+    `delay_s + bytes / bytes_per_s` seconds."""
+
+    src: int
+    dst: int
+    delay_s: float = 0.0
+    bytes_per_s: float | None = None
+
+
+class Load(Message):
+    """First message to a runner: the model to load and the device to load it on."""
+
+    model: str  # served name
+    source: str | None  # path, 'dummy:PATH', or None: the embedded default
+    device: str
+    dtype: str | None
+    page_tokens: int
+    max_model_len: int | None
+    max_batch: int
+    max_step_tokens: int
+    threads: int | None = None
+    seed: int = 0
+    cache_dir: str | None = None
+    local_bytes: int | None = None  # of the page pool; None: what the GPU has left
+
+
+class Attach(Message):
+    """Pools to map. `local` is this runner's own; descriptors travel on the descriptor socket, in the
+    order of `PoolSpec.region`. A 'cuda' local pool without a descriptor is to be made by the runner, which
+    sends its descriptors back before `Ready`."""
+
+    local: int
+    pools: list[PoolSpec]
+    links: list[LinkSpec] = []
+
+
+class Slice(Part):
+    """A prompt's turn on the device.
+
+    The runner computes `ids` (positions `start` and on) and then samples until `max_new` tokens are out, a
+    stop token is sampled, or it is told to end. `pages[g]` is the page table of layer group g in the local
+    pool: entry i holds positions `i * page_tokens` and on; pages wholly before a sliding window are 0. It
+    covers everything the slice may write. The slice starts when slice `after` has ended and all moves in
+    `wait_moves` are complete.
+    """
+
+    slice_id: int
+    start: int
+    ids: list[int]
+    pages: list[list[int]]
+    max_new: int
+    num_prompt: int  # positions below this are the prompt's; output token k is at num_prompt + k
+    sampling: Sampling
+    history: list[int] = []  # all ids before `start`; only if penalties or a grammar need them
+    after: int | None = None
+    wait_moves: list[int] = []
+    chunk_tokens: int | None = None  # most tokens of `ids` computed in one step; None: the runner's budget
+
+
+class Extension(Part):
+    """The next slice of a prompt that goes on running: same state, `pages` appended to each group's table,
+    `max_new` more tokens. `slice_id` takes over from slice `extends` when that is used up."""
+
+    slice_id: int
+    extends: int
+    pages: list[list[int]]
+    max_new: int
+
+
+class Move(Part):
+    """Copy whole pages: `src_pages[i]` of `src_pool` to `dst_pages[i]` of `dst_pool`.
+
+    `after` names a slice of this plan that must have ended first (its last page may still be written).
+    """
+
+    move_id: int
+    src_pool: int
+    dst_pool: int
+    src_pages: list[int]
+    dst_pages: list[int]
+    urgent: bool = False  # a slice waits for it: before mirrors
+
+
+class Plan(Message):
+    """Work for a runner: slices to add, extend and end, and pages to move. Applied between two steps.
+
+    `ends` stop at the next step boundary and keep their state; `cancels` are thrown away (the prompt is
+    gone): nothing more is reported of them but their end.
+    """
+
+    slices: list[Slice] = []
+    extensions: list[Extension] = []
+    ends: list[int] = []
+    cancels: list[int] = []
+    moves: list[Move] = []
+
+
+class Shutdown(Message):
+    """Finish the step in flight and exit."""
+
+
+# ------------------------------------------------------------------ runner -> engine
+
+
+class Progress(Message):
+    """Loading goes on: `stage` in words, `fraction` from 0 to 1 where it is known."""
+
+    stage: str
+    fraction: float | None = None
+
+
+class Loaded(Message):
+    """The model is in memory; pools may be attached. `free_bytes` is what the device has left for pages."""
+
+    card: ModelCard
+    layout: PageLayout
+    free_bytes: int | None
+
+
+class Ready(Message):
+    """Pools are mapped, the self-test passed, kernels are warm. `local_pages` counts page 0."""
+
+    local_pages: int
+    load_s: float
+    cost: "CostModel"
+
+
+class CostModel(Part):
+    """What a step costs, fitted on the machine: fixed + per decoded row + per prefilled token + per token of
+    context read, all in nanoseconds."""
+
+    step_ns: float = 0.0
+    decode_ns: float = 1.0
+    prefill_ns: float = 1.0
+    context_ns: float = 0.0
+
+
+class Refused(Message):
+    """The runner cannot serve what it was told to; one line for a person. The engine stops."""
+
+    reason: str
+
+
+class Step(Part):
+    """One step, as columns with one entry per row of the batch.
+
+    `tokens[i]` is what row i sampled, None for a row still in prefill. `computed[i]` positions of its context
+    are now valid; `fed[i]` of them are this step's.
+    """
+
+    step_ns: int  # GPU time of the step
+    idle_ns: int  # time the device stood idle before it although work was queued
+    slice_ids: list[int]
+    fed: list[int]
+    computed: list[int]
+    tokens: list[int | None]
+    logprobs: dict[int, TokenLogprobs] = {}  # by row
+    prompt_logprobs: dict[int, list[TokenLogprobs | None]] = {}
+
+
+class EndReason(StrEnum):
+    """Why a slice ended."""
+
+    USED = "used"  # sampled max_new tokens
+    STOP = "stop"  # sampled a stop token
+    LENGTH = "length"  # the prompt reached its max_tokens
+    ENDED = "ended"  # the engine asked
+    CANCELLED = "cancelled"  # the engine asked, and wants nothing of it
+    FAILED = "failed"  # `error` says why; only this prompt is affected
+
+
+class SliceEnd(Part):
+    slice_id: int
+    computed: int
+    reason: EndReason
+    error: str | None = None
+
+
+class MoveEnd(Part):
+    """All bytes of the move are at their destination. `wait_ns` is how long compute stood still for it."""
+
+    move_id: int
+    duration_ns: int
+    wait_ns: int = 0
+
+
+class Report(Message):
+    """What happened since the last report, in order: steps, then slice ends, then moves."""
+
+    steps: list[Step] = []
+    ends: list[SliceEnd] = []
+    moves: list[MoveEnd] = []
+
+
+class Fault(Message):
+    """The runner is about to exit. `pool_trusted` is false after a device fault."""
+
+    reason: str
+    pool_trusted: bool
+
+
+FromApi = Hello | Submit | Abort | GetStats
+ToApi = Welcome | Admitted | Rejected | Tokens | Stats
+ToRunner = Load | Attach | Plan | Shutdown
+FromRunner = Progress | Loaded | Ready | Refused | Report | Fault
