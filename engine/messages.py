@@ -41,14 +41,14 @@ class GrammarKind(StrEnum):
     LARK = "lark"
 
 
-class Grammar(Part):
+class Grammar(Part, frozen=True, kw_only=True):
     """A constraint on the text that is sampled."""
 
     kind: GrammarKind
     source: str
 
 
-class Sampling(Part):
+class Sampling(Part, frozen=True, kw_only=True):
     """How the tokens of one prompt are chosen, and when it ends.
 
     The random number for the token at a position depends on `seed` and that position alone, so that neither
@@ -72,7 +72,7 @@ class Sampling(Part):
     grammar: Grammar | None = None
 
 
-class TokenLogprobs(Part):
+class TokenLogprobs(Part, frozen=True, kw_only=True):
     """Natural-log probabilities of one token and of the likeliest alternatives at its position."""
 
     logprob: float
@@ -80,7 +80,7 @@ class TokenLogprobs(Part):
     top: list[tuple[int, float]] = []  # (token id, logprob), likeliest first
 
 
-class ModelCard(Part):
+class ModelCard(Part, frozen=True, kw_only=True):
     """What a runner found out about the model it loaded."""
 
     name: str
@@ -101,13 +101,13 @@ class ModelCard(Part):
 # ------------------------------------------------------------------ api -> engine
 
 
-class Hello(Message):
+class Hello(Message, frozen=True, kw_only=True):
     """First message of an api process on every connection. `api_id` is the process's own and outlives it."""
 
     api_id: str
 
 
-class PromptSpec(Part):
+class PromptSpec(Part, frozen=True, kw_only=True):
     """One prompt of a request. On a resubmission `output_ids` holds every token the api received, and
     `service_ns` the GPU time that the engine had charged by then."""
 
@@ -118,7 +118,7 @@ class PromptSpec(Part):
     service_ns: int = 0
 
 
-class Submit(Message):
+class Submit(Message, frozen=True, kw_only=True):
     """Serve a request: all its prompts, or none (`Rejected`).
 
     Idempotent by prompt id: for a prompt that the engine still has, it replays the tokens after
@@ -137,13 +137,13 @@ class Submit(Message):
     resubmitted: bool = False  # never turned away by a queue bound: it was accepted before
 
 
-class Abort(Message):
+class Abort(Message, frozen=True, kw_only=True):
     """End these prompts at once; nothing more is sent for them."""
 
     prompt_ids: list[str]
 
 
-class GetStats(Message):
+class GetStats(Message, frozen=True, kw_only=True):
     """Ask for a `Stats`."""
 
     serial: int
@@ -152,7 +152,7 @@ class GetStats(Message):
 # ------------------------------------------------------------------ engine -> api
 
 
-class Welcome(Message):
+class Welcome(Message, frozen=True, kw_only=True):
     """Answer to `Hello`, and sent again whenever a model becomes ready or goes away."""
 
     engine_id: str
@@ -160,11 +160,11 @@ class Welcome(Message):
     loading: dict[str, str] = {}  # model name -> what it is doing
 
 
-class Admitted(Message):
+class Admitted(Message, frozen=True, kw_only=True):
     request_id: str
 
 
-class Rejected(Message):
+class Rejected(Message, frozen=True, kw_only=True):
     """The request was not accepted; nothing of it is kept. `code` is an OpenAI error code."""
 
     request_id: str
@@ -173,7 +173,7 @@ class Rejected(Message):
     retry_after_s: float | None = None
 
 
-class TokenDelta(Part):
+class TokenDelta(Part, frozen=True, kw_only=True):
     """New tokens of one prompt. `start` is the index of the first in the prompt's output: the api drops
     what it already has, so nothing is ever shown twice."""
 
@@ -188,13 +188,13 @@ class TokenDelta(Part):
     error: str | None = None
 
 
-class Tokens(Message):
+class Tokens(Message, frozen=True, kw_only=True):
     """All that one step brought for one api connection."""
 
     deltas: list[TokenDelta]
 
 
-class Sample(Part):
+class Sample(Part, frozen=True, kw_only=True):
     """One value of a metric. `kind` is counter, gauge or histogram; a histogram carries buckets."""
 
     name: str
@@ -205,7 +205,7 @@ class Sample(Part):
     buckets: list[tuple[str, float]] = []  # (upper bound, cumulative count)
 
 
-class Stats(Message):
+class Stats(Message, frozen=True, kw_only=True):
     """`status` is a snapshot for people (devices, queues, tiers); `samples` are for Prometheus."""
 
     serial: int
@@ -216,7 +216,7 @@ class Stats(Message):
 # ------------------------------------------------------------------ engine -> runner
 
 
-class PoolSpec(Part):
+class PoolSpec(Part, frozen=True, kw_only=True):
     """A pool of equal pages: `num_pages * page_bytes` bytes from `offset_bytes` of a memory region.
 
     `region` says where in the descriptors that came with the message its own is; `kind` is 'cpu' (shared
@@ -233,7 +233,7 @@ class PoolSpec(Part):
     region: int | None = None
 
 
-class LinkSpec(Part):
+class LinkSpec(Part, frozen=True, kw_only=True):
     """A simulated link for CPU stand-ins: a move from `src` to `dst` takes at least
     `delay_s + bytes / bytes_per_s` seconds."""
 
@@ -243,7 +243,7 @@ class LinkSpec(Part):
     bytes_per_s: float | None = None
 
 
-class Load(Message):
+class Load(Message, frozen=True, kw_only=True):
     """First message to a runner: the model to load and the device to load it on."""
 
     model: str  # served name
@@ -260,7 +260,7 @@ class Load(Message):
     local_bytes: int | None = None  # of the page pool; None: what the GPU has left
 
 
-class Attach(Message):
+class Attach(Message, frozen=True, kw_only=True):
     """Pools to map. `local` is this runner's own; descriptors travel on the descriptor socket, in the
     order of `PoolSpec.region`. A 'cuda' local pool without a descriptor is to be made by the runner, which
     sends its descriptors back before `Ready`."""
@@ -270,7 +270,7 @@ class Attach(Message):
     links: list[LinkSpec] = []
 
 
-class Slice(Part):
+class Slice(Part, frozen=True, kw_only=True):
     """A prompt's turn on the device.
 
     The runner computes `ids` (positions `start` and on) and then samples until `max_new` tokens are out, a
@@ -293,7 +293,7 @@ class Slice(Part):
     chunk_tokens: int | None = None  # most tokens of `ids` computed in one step; None: the runner's budget
 
 
-class Extension(Part):
+class Extension(Part, frozen=True, kw_only=True):
     """The next slice of a prompt that goes on running: same state, `pages` appended to each group's table,
     `max_new` more tokens. `slice_id` takes over from slice `extends` when that is used up."""
 
@@ -303,7 +303,7 @@ class Extension(Part):
     max_new: int
 
 
-class Move(Part):
+class Move(Part, frozen=True, kw_only=True):
     """Copy whole pages: `src_pages[i]` of `src_pool` to `dst_pages[i]` of `dst_pool`.
 
     `after` names a slice of this plan that must have ended first (its last page may still be written).
@@ -317,7 +317,7 @@ class Move(Part):
     urgent: bool = False  # a slice waits for it: before mirrors
 
 
-class Plan(Message):
+class Plan(Message, frozen=True, kw_only=True):
     """Work for a runner: slices to add, extend and end, and pages to move. Applied between two steps.
 
     `ends` stop at the next step boundary and keep their state; `cancels` are thrown away (the prompt is
@@ -331,21 +331,21 @@ class Plan(Message):
     moves: list[Move] = []
 
 
-class Shutdown(Message):
+class Shutdown(Message, frozen=True, kw_only=True):
     """Finish the step in flight and exit."""
 
 
 # ------------------------------------------------------------------ runner -> engine
 
 
-class Progress(Message):
+class Progress(Message, frozen=True, kw_only=True):
     """Loading goes on: `stage` in words, `fraction` from 0 to 1 where it is known."""
 
     stage: str
     fraction: float | None = None
 
 
-class Loaded(Message):
+class Loaded(Message, frozen=True, kw_only=True):
     """The model is in memory; pools may be attached. `free_bytes` is what the device has left for pages."""
 
     card: ModelCard
@@ -353,7 +353,7 @@ class Loaded(Message):
     free_bytes: int | None
 
 
-class Ready(Message):
+class Ready(Message, frozen=True, kw_only=True):
     """Pools are mapped, the self-test passed, kernels are warm. `local_pages` counts page 0."""
 
     local_pages: int
@@ -361,7 +361,7 @@ class Ready(Message):
     cost: "CostModel"
 
 
-class CostModel(Part):
+class CostModel(Part, frozen=True, kw_only=True):
     """What a step costs, fitted on the machine: fixed + per decoded row + per prefilled token + per token of
     context read, all in nanoseconds."""
 
@@ -371,13 +371,13 @@ class CostModel(Part):
     context_ns: float = 0.0
 
 
-class Refused(Message):
+class Refused(Message, frozen=True, kw_only=True):
     """The runner cannot serve what it was told to; one line for a person. The engine stops."""
 
     reason: str
 
 
-class Step(Part):
+class Step(Part, frozen=True, kw_only=True):
     """One step, as columns with one entry per row of the batch.
 
     `tokens[i]` is what row i sampled, None for a row still in prefill. `computed[i]` positions of its context
@@ -405,14 +405,14 @@ class EndReason(StrEnum):
     FAILED = "failed"  # `error` says why; only this prompt is affected
 
 
-class SliceEnd(Part):
+class SliceEnd(Part, frozen=True, kw_only=True):
     slice_id: int
     computed: int
     reason: EndReason
     error: str | None = None
 
 
-class MoveEnd(Part):
+class MoveEnd(Part, frozen=True, kw_only=True):
     """All bytes of the move are at their destination. `wait_ns` is how long compute stood still for it."""
 
     move_id: int
@@ -420,7 +420,7 @@ class MoveEnd(Part):
     wait_ns: int = 0
 
 
-class Report(Message):
+class Report(Message, frozen=True, kw_only=True):
     """What happened since the last report, in order: steps, then slice ends, then moves."""
 
     steps: list[Step] = []
@@ -428,7 +428,7 @@ class Report(Message):
     moves: list[MoveEnd] = []
 
 
-class Fault(Message):
+class Fault(Message, frozen=True, kw_only=True):
     """The runner is about to exit. `pool_trusted` is false after a device fault."""
 
     reason: str
