@@ -306,7 +306,8 @@ class Extension(Part, frozen=True, kw_only=True):
 class Move(Part, frozen=True, kw_only=True):
     """Copy whole pages: `src_pages[i]` of `src_pool` to `dst_pages[i]` of `dst_pool`.
 
-    `after` names a slice of this plan that must have ended first (its last page may still be written).
+    The engine orders it: a source page is never written by a step in flight, except for positions that
+    nobody reads from the copy; a destination page is not in use until the `MoveEnd`.
     """
 
     move_id: int

@@ -1,0 +1,67 @@
+"""The interface of a scheduling policy: who runs next, and what running costs.
+
+A policy is pure: it holds queues and counters, takes the time as an argument, and knows nothing of GPUs,
+pages or sockets. The scheduler drives it as a kernel drives a scheduling class:
+
+    join       a prompt arrives (or comes back after the engine was restarted, with its service so far)
+    pick       the prompt that should run next leaves the queue
+    put_back   a picked prompt waits again: its slice is over, or it found no room (nothing was charged)
+    charge     a prompt used GPU time; it may be running or waiting
+    leave      a prompt is finished or aborted, wherever it is
+
+One prompt is running on one device at most, and many run at once: `pick` is called until the batch is full.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """A prompt as policies see it. The fields after `service_ns` belong to the policy that holds it."""
+
+    serial: int  # unique and rising in order of arrival: the last word in every order
+    tenant: str
+    weight: float  # of the tenant, > 0
+    nice: int  # of the prompt within its tenant, -20..19
+    arrival_ns: int
+    latency_ns: int | None = None  # wished slice length
+    service_ns: int = 0  # GPU time charged so far
+    vruntime_ns: int = 0
+    deadline_ns: int = 0
+    is_queued: bool = False
+
+
+class Policy(Protocol):
+    """See the module's docstring. All times are integer nanoseconds."""
+
+    rotates: bool  # False: a prompt that runs is never stopped for one that waits
+    recomputes: bool  # True: a prompt that must give up its pages is recomputed, not moved to another tier
+
+    def join(self, task: Task, now_ns: int) -> None:
+        """Take a newcomer into the queue; `task.service_ns` is not 0 if it was served before a restart."""
+
+    def pick(self, now_ns: int) -> Task | None:
+        """Take the next task to run out of the queue; None if nobody waits."""
+
+    def take(self, task: Task, now_ns: int) -> None:
+        """Take this very task out of the queue, to run it out of turn."""
+
+    def put_back(self, task: Task, now_ns: int) -> None:
+        """A task that was picked waits again, where its vruntime puts it."""
+
+    def charge(self, task: Task, service_ns: int, now_ns: int) -> None:
+        """The task used `service_ns` of GPU time."""
+
+    def leave(self, task: Task, now_ns: int) -> None:
+        """The task is gone. Its debt stays with its tenant."""
+
+    def preempts(self, waiting: Task, running: Task, now_ns: int) -> bool:
+        """Whether `waiting` deserves the place of `running` before that one's slice is over. The scheduler
+        has seen to it that `running` had its minimum granularity."""
+
+    def num_queued(self) -> int:
+        """Tasks in the queue."""
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if the queues contradict each other."""
