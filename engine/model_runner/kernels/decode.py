@@ -1,0 +1,367 @@
+# mypy: allow-untyped-decorators, allow-untyped-defs, allow-untyped-calls
+"""Paged attention for decoding: one new token a row, its K and V stored on the way.
+
+Two kernels. `plan_decode` runs once a step and cuts the contexts of a batch into work items of about equal
+length, on the device, so that a captured graph serves any mix of lengths. `decode_attention` runs once a
+layer: a program takes one item for one KV head, with the query heads that share it packed into one tile. A
+row cut into several items is put together by whichever of its programs ends last (counted by an atomic), so
+there is no second launch.
+
+Tensors: the pool is `[pages, planes, 2, page_tokens, kv_heads, head_dim]`; a row's page table is `tables[slot]`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+WORK_FIELDS = 8  # int32 of one work item: row, first key, end key, first item of the row, items of the row
+BLOCK_KEYS = 64
+_PROGRAMS_WANTED = 512  # four an SM on an H100: enough for full bandwidth (measured), few enough to merge
+_MAX_FIXED_SPLITS = 16  # most items of a row when splitting must not depend on the batch
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPolicy:
+    """How contexts are cut. `fixed`: by the row's own length alone, so that no other row changes rounding."""
+
+    kv_heads: int
+    fixed: bool = False
+
+    @property
+    def max_splits(self) -> int:
+        """Most items of one row; a power of two."""
+        if self.fixed:
+            return _MAX_FIXED_SPLITS
+        return min(128, max(16, triton.next_power_of_2(_PROGRAMS_WANTED // self.kv_heads)))
+
+    def max_items(self, rows: int) -> int:
+        """Bound on the items of a batch; the grid of `decode_attention`."""
+        return rows * _MAX_FIXED_SPLITS if self.fixed else rows + self.max_splits
+
+
+@triton.jit
+def _plan_kernel(
+    work_ptr,
+    positions_ptr,
+    windows_ptr,
+    rows,
+    max_items,
+    ROWS: tl.constexpr,
+    ITEMS: tl.constexpr,
+    FIELDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+    FIXED: tl.constexpr,
+):
+    """Program (i, g) writes items i * ITEMS and on of group g: `work[g, item]`."""
+    group = tl.program_id(1)
+    row = tl.arange(0, ROWS)
+    here = row < rows
+    end = tl.load(positions_ptr + row, mask=here, other=-1).to(tl.int32) + 1
+    window = tl.load(windows_ptr + group)
+    begin = tl.maximum(end - window, 0)
+    span = end - begin
+    if FIXED:
+        share = tl.cdiv(tl.cdiv(span, MAX_SPLITS), BLOCK) * BLOCK
+        share = tl.maximum(share, 4 * BLOCK)
+    else:
+        even = tl.cdiv(tl.sum(span, axis=0), MAX_SPLITS)
+        share = tl.maximum(tl.cdiv(even, BLOCK), 2) * BLOCK + tl.zeros([ROWS], tl.int32)
+    splits = tl.cdiv(span, share)
+    upto = tl.cumsum(splits, axis=0)
+    item = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
+    mine = (upto - splits)[None, :] <= item[:, None]
+    mine = mine & (item[:, None] < upto[None, :])
+    used = item < tl.max(upto, axis=0)
+    of_row = tl.sum(tl.where(mine, row[None, :], 0), axis=1)
+    first = tl.sum(tl.where(mine, (upto - splits)[None, :], 0), axis=1)
+    count = tl.sum(tl.where(mine, splits[None, :], 0), axis=1)
+    length = tl.sum(tl.where(mine, share[None, :], 0), axis=1)
+    row_begin = tl.sum(tl.where(mine, begin[None, :], 0), axis=1)
+    row_end = tl.sum(tl.where(mine, end[None, :], 0), axis=1)
+    start = row_begin + (item - first) * length
+    stop = tl.minimum(start + length, row_end)
+    out = work_ptr + (group * max_items + item) * FIELDS
+    written = item < max_items
+    tl.store(out, of_row, mask=written)
+    tl.store(out + 1, start, mask=written)
+    tl.store(out + 2, tl.where(used, stop, 0), mask=written)
+    tl.store(out + 3, first, mask=written)
+    tl.store(out + 4, count, mask=written)
+
+
+@triton.jit
+def _scores(dots, scale, softcap, SOFTCAP: tl.constexpr):
+    """Attention scores in units of log2, from raw products of q and k."""
+    scores = dots * scale
+    if SOFTCAP:
+        # tanh(x) = 1 - 2 / (exp(2x) + 1)
+        scores = softcap * (1.0 - 2.0 / (tl.exp2(scores * (2.0 * 1.4426950408889634) / softcap) + 1.0))
+    return scores * 1.4426950408889634
+
+
+@triton.jit
+def _decode_kernel(
+    out_ptr,
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    pool_ptr,
+    tables_ptr,
+    slots_ptr,
+    positions_ptr,
+    work_ptr,
+    partial_ptr,
+    stats_ptr,
+    arrived_ptr,
+    sinks_ptr,
+    scale,
+    softcap,
+    q_row: tl.int64,
+    q_head: tl.int64,
+    k_row: tl.int64,
+    k_head: tl.int64,
+    v_row: tl.int64,
+    v_head: tl.int64,
+    pool_page: tl.int64,
+    plane_offset: tl.int64,
+    tables_row: tl.int64,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUP_TILE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM_TILE: tl.constexpr,
+    PAGE_TOKENS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+    FIELDS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    SINKS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    item = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    work = work_ptr + item * FIELDS
+    stop = tl.load(work + 2)
+    if stop == 0:
+        return
+    row = tl.load(work)
+    start = tl.load(work + 1)
+    first_item = tl.load(work + 3)
+    splits = tl.load(work + 4)
+    slot = tl.load(slots_ptr + row).to(tl.int64)
+    position = tl.load(positions_ptr + row).to(tl.int32)
+    table = tables_ptr + slot * tables_row
+
+    g = tl.arange(0, GROUP_TILE)
+    d = tl.arange(0, DIM_TILE)
+    dim_ok = d < HEAD_DIM
+    heads_ok = g < GROUP
+    tile_ok = heads_ok[:, None] & dim_ok[None, :]
+    head = kv_head * GROUP + g
+    q = tl.load(q_ptr + row * q_row + head[:, None] * q_head + d[None, :], mask=tile_ok, other=0.0)
+    head_offset = plane_offset + kv_head * HEAD_DIM
+    token_elements: tl.constexpr = KV_HEADS * HEAD_DIM
+    v_offset: tl.constexpr = PAGE_TOKENS * token_elements
+
+    if stop == position + 1:
+        # The last item owns the new token: it goes to its page, and starts the softmax.
+        new_k = tl.load(k_ptr + row * k_row + kv_head * k_head + d, mask=dim_ok, other=0.0)
+        new_v = tl.load(v_ptr + row * v_row + kv_head * v_head + d, mask=dim_ok, other=0.0)
+        page = tl.load(table + position // PAGE_TOKENS).to(tl.int64)
+        place = pool_ptr + page * pool_page + head_offset + (position % PAGE_TOKENS) * token_elements + d
+        tl.store(place, new_k, mask=dim_ok)
+        tl.store(place + v_offset, new_v, mask=dim_ok)
+        dots = tl.sum(q.to(tl.float32) * new_k.to(tl.float32)[None, :], axis=1)
+        top = _scores(dots, scale, softcap, SOFTCAP)
+        total = tl.full([GROUP_TILE], 1.0, tl.float32)
+        acc = tl.zeros([GROUP_TILE, DIM_TILE], tl.float32) + new_v.to(tl.float32)[None, :]
+        stop = position
+    else:
+        top = tl.full([GROUP_TILE], -1.0e30, tl.float32)
+        total = tl.zeros([GROUP_TILE], tl.float32)
+        acc = tl.zeros([GROUP_TILE, DIM_TILE], tl.float32)
+
+    pages = pool_ptr + head_offset
+    for base in range(start, stop, BLOCK):
+        key = base + tl.arange(0, BLOCK)
+        key_ok = key < stop
+        page = tl.load(table + key // PAGE_TOKENS, mask=key_ok, other=0).to(tl.int64)
+        token = page * pool_page + (key % PAGE_TOKENS) * token_elements
+        tile = pages + token[:, None] + d[None, :]
+        if HEAD_DIM == DIM_TILE:
+            load_ok = key_ok[:, None]
+        else:
+            load_ok = key_ok[:, None] & dim_ok[None, :]
+        k = tl.load(tile, mask=load_ok, other=0.0)
+        dots = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        scores = tl.where(key_ok[None, :], _scores(dots, scale, softcap, SOFTCAP), -1.0e30)
+        new_top = tl.maximum(top, tl.max(scores, axis=1))
+        weights = tl.exp2(scores - new_top[:, None])
+        shrink = tl.exp2(top - new_top)
+        v = tl.load(tile + v_offset, mask=load_ok, other=0.0)
+        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+        total = total * shrink + tl.sum(weights, axis=1)
+        top = new_top
+
+    out = out_ptr + (row * KV_HEADS * GROUP + head[:, None]).to(tl.int64) * HEAD_DIM + d[None, :]
+    if splits == 1:
+        if SINKS:
+            sink = tl.load(sinks_ptr + head, mask=heads_ok, other=0.0).to(tl.float32) * 1.4426950408889634
+            total += tl.exp2(sink - top)
+        tl.store(out, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=tile_ok)
+        return
+
+    place = (item * KV_HEADS + kv_head) * GROUP + g
+    tl.store(partial_ptr + place[:, None] * DIM_TILE + d[None, :], acc, mask=heads_ok[:, None])
+    tl.store(stats_ptr + place * 2, top, mask=heads_ok)
+    tl.store(stats_ptr + place * 2 + 1, total, mask=heads_ok)
+    tl.debug_barrier()  # all threads' partial results before the one thread's release below
+    counter = arrived_ptr + row * KV_HEADS + kv_head
+    if tl.atomic_add(counter, 1, sem="acq_rel") == splits - 1:
+        tl.store(counter, 0)
+        part = tl.arange(0, MAX_SPLITS)
+        part_ok = part < splits
+        for h in range(GROUP):
+            place_h = ((first_item + part) * KV_HEADS + kv_head) * GROUP + h
+            tops = tl.load(stats_ptr + place_h * 2, mask=part_ok, other=-1.0e30, cache_modifier=".cg")
+            totals = tl.load(stats_ptr + place_h * 2 + 1, mask=part_ok, other=0.0, cache_modifier=".cg")
+            accs = tl.load(
+                partial_ptr + place_h[:, None] * DIM_TILE + d[None, :],
+                mask=part_ok[:, None],
+                other=0.0,
+                cache_modifier=".cg",
+            )
+            peak = tl.max(tops, axis=0)
+            share = tl.exp2(tops - peak)
+            denominator = tl.sum(totals * share, axis=0)
+            query_head = kv_head * GROUP + h
+            if SINKS:
+                sink = tl.load(sinks_ptr + query_head).to(tl.float32) * 1.4426950408889634
+                denominator += tl.exp2(sink - peak)
+            merged = tl.sum(accs * share[:, None], axis=0) / denominator
+            target = out_ptr + (row * KV_HEADS * GROUP + query_head).to(tl.int64) * HEAD_DIM + d
+            tl.store(target, merged.to(out_ptr.dtype.element_ty), mask=dim_ok)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeScratch:
+    """Memory that decode launches of one stream share; `arrived` is all zero between launches."""
+
+    partial: torch.Tensor
+    stats: torch.Tensor
+    arrived: torch.Tensor
+
+    @classmethod
+    def make(
+        cls, policy: SplitPolicy, max_rows: int, heads: int, head_dim: int, device: torch.device
+    ) -> "DecodeScratch":
+        items = policy.max_items(max_rows)
+        return cls(
+            torch.empty(items * heads * triton.next_power_of_2(head_dim), dtype=torch.float32, device=device),
+            torch.empty(items * heads * 2, dtype=torch.float32, device=device),
+            torch.zeros(max_rows * policy.kv_heads, dtype=torch.int32, device=device),
+        )
+
+
+def plan_decode(
+    positions: torch.Tensor, windows: torch.Tensor, work: torch.Tensor, policy: SplitPolicy
+) -> None:
+    """Fill `work[group, item, WORK_FIELDS]` (int32) for rows at `positions` [rows] (int64).
+
+    `windows` [groups] int32 (a group without a window: any number above all lengths). `work` has
+    `policy.max_items(rows)` items a group; those past the last have end key 0.
+    """
+    rows = positions.shape[0]
+    groups, max_items, _ = work.shape
+    assert max_items == policy.max_items(rows), "work belongs to another batch size"
+    items = 64
+    _plan_kernel[(triton.cdiv(max_items, items), groups)](
+        work,
+        positions,
+        windows,
+        rows,
+        max_items,
+        ROWS=triton.next_power_of_2(rows),
+        ITEMS=items,
+        FIELDS=WORK_FIELDS,
+        BLOCK=BLOCK_KEYS,
+        MAX_SPLITS=policy.max_splits,
+        FIXED=policy.fixed,
+        num_warps=8,
+    )
+
+
+def decode_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    pool: torch.Tensor,
+    plane: int,
+    tables: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    work: torch.Tensor,
+    scratch: DecodeScratch,
+    out: torch.Tensor,
+    policy: SplitPolicy,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+    block: int = BLOCK_KEYS,
+    warps: int = 4,
+    stages: int = 3,
+) -> None:
+    """Store the rows' new K and V in plane `plane` of their pages, and attend from the new tokens.
+
+    query [rows, heads, head_dim], key and value [rows, kv_heads, head_dim], unit stride in the last dim; out
+    like query, contiguous. tables [slots, max_pages] int32 of the layer's group, work [items, WORK_FIELDS] of
+    that group as `plan_decode` filled it (a window is in it). sinks [heads]: logits that only join the
+    denominator (GPT-OSS).
+    """
+    _, heads, head_dim = query.shape
+    _, _, _, page_tokens, kv_heads, _ = pool.shape
+    group = heads // kv_heads
+    _decode_kernel[(work.shape[0], kv_heads)](
+        out,
+        query,
+        key,
+        value,
+        pool,
+        tables,
+        slots,
+        positions,
+        work,
+        scratch.partial,
+        scratch.stats,
+        scratch.arrived,
+        query if sinks is None else sinks,
+        scale,
+        softcap or 0.0,
+        query.stride(0),
+        query.stride(1),
+        key.stride(0),
+        key.stride(1),
+        value.stride(0),
+        value.stride(1),
+        pool.stride(0),
+        plane * pool.stride(1),
+        tables.stride(0),
+        KV_HEADS=kv_heads,
+        GROUP=group,
+        GROUP_TILE=max(16, triton.next_power_of_2(group)),
+        HEAD_DIM=head_dim,
+        DIM_TILE=max(16, triton.next_power_of_2(head_dim)),
+        PAGE_TOKENS=page_tokens,
+        BLOCK=block,
+        MAX_SPLITS=policy.max_splits,
+        FIELDS=WORK_FIELDS,
+        SOFTCAP=softcap is not None,
+        SINKS=sinks is not None,
+        PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
+        num_warps=warps,
+        num_stages=stages,
+    )
