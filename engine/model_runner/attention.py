@@ -51,7 +51,7 @@ def paged_attention(
     s_aux: torch.Tensor | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function: `query` is `[1, heads, n, head_dim]`, the answer `[1, n, heads, head_dim]`.
+    """transformers' attention function, from `[1, heads, n, head_dim]` to `[1, n, heads, head_dim]`.
 
     What transformers passes beside (a window, dropout) is either known from the page layout or for training.
     """

@@ -5,6 +5,7 @@ else is refused by name: a model whose attention rule lives in the mask, say, wo
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -124,14 +125,13 @@ def pin_rope(model: nn.Module, config: PretrainedConfig, max_model_len: int) -> 
     depend on its neighbours, nor K in pages on when it was computed. Other ropes are left alone.
     """
     text = text_config(config)
+    rope: Any  # transformers' rotary embeddings share no base class
     for rope in model.modules():
         kind = getattr(rope, "rope_type", None)
         if not isinstance(kind, str) or kind not in _LENGTH_ROPES:
             continue
-        buffer = rope.inv_freq
-        assert isinstance(buffer, torch.Tensor)
-        inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](text, buffer.device, seq_len=max_model_len)
-        buffer.copy_(inv_freq)
+        inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](text, rope.inv_freq.device, seq_len=max_model_len)
+        rope.inv_freq.copy_(inv_freq)
         rope.attention_scaling = scaling
         rope.rope_type = "pinned"
 

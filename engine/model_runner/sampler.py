@@ -1,0 +1,155 @@
+"""Choosing tokens for a whole batch, on any device.
+
+Everything per row is a tensor and no shape depends on data, so these functions may be captured in a CUDA
+graph. Every function treats its rows independently: what a row samples does not depend on its neighbours.
+The order is: penalties, bias and masks on the raw logits, temperature, top-k, top-p, min-p, then a draw by
+the inverse of the cumulative distribution in vocabulary order. Log-probabilities are of the raw logits.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+_UNIFORM_BITS = 32  # fits float64 with room to spare, so that a product with a total never rounds up to it
+MAX_SHORT_TOP_K = 1024  # up to here the k largest are found without sorting the vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """Penalties on tokens seen, for `rows` `[m]` of the batch.
+
+    `output_counts` `[m, vocab]` counts each token in the output so far; `seen` `[m, vocab]` says whether it is
+    in the prompt or the output. The strengths are `[m]`.
+    """
+
+    rows: torch.Tensor
+    output_counts: torch.Tensor
+    seen: torch.Tensor
+    presence: torch.Tensor
+    frequency: torch.Tensor
+    repetition: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """Cut the tail of the distribution of `rows` `[m]`; `[m]` each, as in `messages.Sampling`.
+
+    With `is_short`, every row has 0 < top_k <= MAX_SHORT_TOP_K.
+    """
+
+    rows: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    min_p: torch.Tensor
+    is_short: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How rows sample: `temperature` float32 `[n]` (0: greedy), `seeds` and `positions` int64 `[n]`."""
+
+    temperature: torch.Tensor
+    seeds: torch.Tensor
+    positions: torch.Tensor
+    truncations: tuple[Truncation, ...] = ()
+
+
+def penalize(logits: torch.Tensor, penalties: Penalties) -> None:
+    """Apply penalties to `logits` `[n, vocab]` in place.
+
+    Repetition divides positive logits of tokens seen and multiplies negative ones; frequency is subtracted
+    once per occurrence in the output, presence once if there is any.
+    """
+    part = logits.index_select(0, penalties.rows)
+    strength = penalties.repetition[:, None]
+    repeated = torch.where(part > 0, part / strength, part * strength)
+    part = torch.where(penalties.seen, repeated, part)
+    part -= penalties.frequency[:, None] * penalties.output_counts
+    part -= penalties.presence[:, None] * (penalties.output_counts > 0)
+    logits.index_copy_(0, penalties.rows, part)
+
+
+def mask_by_bits(logits: torch.Tensor, rows: torch.Tensor, bits: torch.Tensor) -> None:
+    """Keep in `rows` `[m]` only the tokens whose bit is set: int32 `[m, ceil(vocab / 32)]`, lowest first."""
+    shifts = torch.arange(32, dtype=torch.int32, device=bits.device)
+    allowed = ((bits[:, :, None] >> shifts) & 1).bool().flatten(1)[:, : logits.shape[1]]
+    part = logits.index_select(0, rows).masked_fill(~allowed, -torch.inf)
+    logits.index_copy_(0, rows, part)
+
+
+def uniforms(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """One float64 in [0, 1) for each pair of int64: a counter put through a 64-bit finalizer (splitmix64's)."""
+    bits = _mix(_mix(seeds) + positions * _GOLDEN)
+    return _shift_right(bits, 64 - _UNIFORM_BITS).double() / 2**_UNIFORM_BITS
+
+
+def sample(logits: torch.Tensor, draw: Draw) -> torch.Tensor:
+    """Token ids int64 `[n]` for float32 `logits` `[n, vocab]`."""
+    is_greedy = draw.temperature == 0
+    scaled = logits / torch.where(is_greedy, 1.0, draw.temperature)[:, None]
+    for truncation in draw.truncations:
+        truncate(scaled, truncation)
+    cumulative = torch.softmax(scaled, dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    targets = uniforms(draw.seeds, draw.positions)[:, None] * cumulative[:, -1:]
+    drawn = torch.searchsorted(cumulative, targets, right=True).squeeze(1)
+    return torch.where(is_greedy, logits.argmax(dim=-1), drawn)
+
+
+def truncate(scaled: torch.Tensor, truncation: Truncation) -> None:
+    """Set the tail of `scaled` logits `[n, vocab]` to -inf in place.
+
+    Top-p is taken of what top-k leaves, min-p relative to the likeliest token. Ties with the last token kept
+    are kept.
+    """
+    part = scaled.index_select(0, truncation.rows)
+    vocab = part.shape[1]
+    if truncation.is_short:
+        ordered = part.topk(min(MAX_SHORT_TOP_K, vocab), dim=-1).values
+    else:
+        ordered = part.sort(dim=-1, descending=True).values
+    limit = torch.where(truncation.top_k > 0, truncation.top_k, vocab).clamp(max=ordered.shape[1])
+    last = ordered.gather(1, limit[:, None] - 1)
+    probs = torch.softmax(ordered.masked_fill(ordered < last, -torch.inf), dim=-1)
+    before = probs.cumsum(dim=-1, dtype=torch.float64) - probs
+    num_kept = (before < truncation.top_p[:, None]).sum(dim=-1, keepdim=True).clamp(min=1)
+    last = torch.maximum(last, ordered.gather(1, num_kept - 1))
+    last = torch.maximum(last, ordered[:, :1] + truncation.min_p[:, None].log())
+    scaled.index_copy_(0, truncation.rows, part.masked_fill(part < last, -torch.inf))
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Of one token in each of n rows: `logprob` `[n]`, `rank` `[n]` (1: the likeliest), and the likeliest
+    tokens `top_ids`, `top_logprobs` `[n, k]`."""
+
+    logprob: torch.Tensor
+    rank: torch.Tensor
+    top_ids: torch.Tensor
+    top_logprobs: torch.Tensor
+
+
+def logprobs_of(logits: torch.Tensor, tokens: torch.Tensor, num_top: int) -> Logprobs:
+    """Of `tokens` `[n]` under the distribution of raw `logits` `[n, vocab]`, before temperature and masks."""
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    chosen = logprobs.gather(1, tokens[:, None])
+    top = logprobs.topk(num_top, dim=-1)
+    return Logprobs(chosen.squeeze(1), (logprobs > chosen).sum(dim=-1) + 1, top.indices, top.values)
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_MULTIPLIERS = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
+
+
+def _shift_right(bits: torch.Tensor, by: int) -> torch.Tensor:
+    """Logical shift of int64, whose own shift is arithmetic."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
+
+
+def _mix(bits: torch.Tensor) -> torch.Tensor:
+    bits = (bits ^ _shift_right(bits, 30)) * _MULTIPLIERS[0]
+    bits = (bits ^ _shift_right(bits, 27)) * _MULTIPLIERS[1]
+    return bits ^ _shift_right(bits, 31)
