@@ -221,7 +221,8 @@ class PoolSpec(Part, frozen=True, kw_only=True):
 
     `region` says where in the descriptors that came with the message its own is; `kind` is 'cpu' (shared
     memory), 'host' (shared memory, pinned by runners that have a GPU) or 'cuda' (driver allocations).
-    Page 0 of a runner's local pool is never given to a context: padding writes go there.
+    Page 0 of a runner's local pool is never given to a context: padding writes go there. A 'cuda' pool is in
+    segments of `segment_bytes` (the last may be shorter) behind descriptors `region` and on, one each.
     """
 
     pool: int
@@ -231,6 +232,7 @@ class PoolSpec(Part, frozen=True, kw_only=True):
     page_bytes: int
     offset_bytes: int = 0
     region: int | None = None
+    segment_bytes: int = 2**28
 
 
 class LinkSpec(Part, frozen=True, kw_only=True):
