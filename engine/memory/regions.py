@@ -1,0 +1,94 @@
+"""Memory that outlives the process which fills it: regions behind file descriptors.
+
+The engine makes a region for the pool of each cpu device and one for the host tier, keeps its descriptor and
+passes it to runners, which map it. A region is sparse: it takes memory page by page as it is touched.
+"""
+
+import contextlib
+import mmap
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+MAX_DESCRIPTORS_PER_MESSAGE = 250  # the kernel takes 253
+
+_HEADER = struct.Struct("<I")  # descriptors still to come, those of this message included
+
+
+class RegionError(Exception):
+    """A region cannot be made or mapped; one line that says why."""
+
+
+def create_region(name: str, num_bytes: int) -> int:
+    """Make a region of zeros and return its descriptor. `name` is seen in /proc only.
+
+    Memory is taken when touched, and a process that touches more than there is gets killed; so a region
+    larger than what is available now is refused. Raises RegionError.
+    """
+    available = available_bytes()
+    if num_bytes > available:
+        raise RegionError(
+            f"{name}: {_gib(num_bytes)} wanted, but the machine has only {_gib(available)} of memory available"
+        )
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(descriptor, num_bytes)
+    except OSError as error:
+        os.close(descriptor)
+        raise RegionError(f"{name}: cannot make a region of {_gib(num_bytes)}: {error.strerror}") from None
+    return descriptor
+
+
+def map_region(descriptor: int) -> mmap.mmap:
+    """Map all of a region, shared and writable. The descriptor may be closed after. Raises RegionError."""
+    num_bytes = os.fstat(descriptor).st_size
+    try:
+        return mmap.mmap(descriptor, num_bytes)
+    except (OSError, ValueError) as error:
+        raise RegionError(f"cannot map a region of {_gib(num_bytes)}: {error}") from None
+
+
+def available_bytes() -> int:
+    """Memory that can be taken without swapping, by the kernel's estimate and the control group's limit."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((group / "memory.max").read_text())  # "max" is no number: no limit
+        used = int((group / "memory.current").read_text())
+        available = min(available, max(0, limit - used))
+    return available
+
+
+def send_descriptors(sock: socket.socket, descriptors: Sequence[int]) -> None:
+    """Send descriptors over a Unix stream socket, however many; the sender keeps its own."""
+    remaining = list(descriptors)
+    while True:
+        batch = remaining[:MAX_DESCRIPTORS_PER_MESSAGE]
+        socket.send_fds(sock, [_HEADER.pack(len(remaining))], batch)
+        del remaining[: len(batch)]
+        if not remaining:
+            return
+
+
+def receive_descriptors(sock: socket.socket) -> list[int]:
+    """Take what one `send_descriptors` sent; waits for it. Raises EOFError when the peer is gone."""
+    descriptors: list[int] = []
+    while True:
+        data, received, _, _ = socket.recv_fds(
+            sock, _HEADER.size, MAX_DESCRIPTORS_PER_MESSAGE, socket.MSG_CMSG_CLOEXEC
+        )
+        descriptors.extend(received)
+        if len(data) < _HEADER.size:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise EOFError("the peer closed the connection")
+        (announced,) = _HEADER.unpack(data)
+        if announced == len(received):
+            return descriptors
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB"

@@ -1,0 +1,339 @@
+"""Which rows run: the runner's bookkeeping of slices. Pure: no torch, no clock, no I/O.
+
+A run is a prompt's stay on the device: a slice and the extensions that go on from it. It waits for the slice
+before it, for moves and for a slot; is launched step by step, ahead of its results by what the executor
+allows; and ends exactly once, with one SliceEnd, when no step in flight touches its pages any more.
+
+Positions of a run: below `computed`, K and V are valid; below `fed`, they are, or a step in flight writes
+them. Feeding the last known position samples the next one. No position at or past `limit` is sampled, so
+none at or past `limit - 1` is written beside the slice's own ids: launching ahead stays inside the pages that
+the engine gave.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from engine.messages import EndReason, Extension, Plan, Sampling, Slice, SliceEnd, Step, TokenLogprobs
+from engine.model_runner.batch import Row, StepResult, StepRow
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A slice's part of a run: positions below `end` may be sampled under `slice_id`."""
+
+    slice_id: int
+    end: int
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """A prompt's stay on the device. `grants[0]` is the slice in effect, the others take over in turn."""
+
+    first: Slice
+    grants: deque[Grant]
+    slice_ids: list[int]
+    row: Row
+    fed: int
+    computed: int
+    known: int  # ids of positions below this are on the host
+    latest_id: int  # the id at position known - 1
+    stop_ids: frozenset[int]
+    is_started: bool = False
+    in_flight: int = 0  # launched steps whose results are not taken
+    reason: EndReason | None = None  # why it ends; set while steps in flight still hold its pages
+    error: str | None = None
+
+    @property
+    def prompt_end(self) -> int:
+        """First position whose id the slice did not bring."""
+        return self.first.start + len(self.first.ids)
+
+    @property
+    def last_position(self) -> int:
+        """Positions at and past this are never sampled, whatever is granted: max_tokens."""
+        return self.first.num_prompt + self.first.sampling.max_tokens
+
+    @property
+    def limit(self) -> int:
+        return min(self.grants[-1].end, self.last_position)
+
+    @property
+    def wants_results(self) -> bool:
+        """Results of steps in flight still count: nothing ended the run, or only the engine's wish."""
+        return self.reason in (None, EndReason.ENDED)
+
+    @property
+    def is_closed(self) -> bool:
+        """Its last ids were launched without sampling: nothing can follow in this run."""
+        return self.fed >= self.prompt_end >= self.limit
+
+    def next_row(self, max_count: int) -> StepRow | None:
+        """What the run can do in the next step with at most `max_count` tokens; None: nothing."""
+        if self.reason is not None or max_count < 1:
+            return None
+        remaining = self.prompt_end - self.fed
+        if remaining > 0:
+            count = min(remaining, max_count, self.first.chunk_tokens or remaining)
+            offset = self.fed - self.first.start
+            ids = self.first.ids[offset : offset + count]
+            sample = count == remaining and self.prompt_end < self.limit
+            return StepRow(self.row, self.fed, count, ids, sample)
+        is_known = self.fed < self.known
+        if self.fed + 1 >= self.limit or (not is_known and needs_history(self.first.sampling)):
+            return None
+        return StepRow(self.row, self.fed, 1, [self.latest_id] if is_known else None, True)
+
+    def take(self, step_row: StepRow, token: int | None) -> int:
+        """Take the result of a step; returns the id of the slice that it counts for."""
+        self.computed = step_row.start + step_row.count
+        self._take_over(self.computed)
+        slice_id = self.grants[0].slice_id
+        if token is None:
+            if not step_row.sample and self.computed >= self.prompt_end:
+                self.reason = self._limit_reason()
+            return slice_id
+        position = self.computed
+        self.known, self.latest_id = position + 1, token
+        if needs_history(self.first.sampling):
+            self.row.history.append(token)
+        output_index = position - self.first.num_prompt
+        if token in self.stop_ids and output_index >= self.first.sampling.min_tokens:
+            self.reason = EndReason.STOP
+        elif position + 1 >= self.limit:
+            self.reason = self._limit_reason()
+        else:
+            self._take_over(position + 1)
+        return slice_id
+
+    def _take_over(self, position: int) -> None:
+        """Let the slice be in effect under which `position` is sampled."""
+        while len(self.grants) > 1 and position >= self.grants[0].end:
+            self.grants.popleft()
+
+    def _limit_reason(self) -> EndReason:
+        return EndReason.LENGTH if self.limit == self.last_position else EndReason.USED
+
+
+def needs_history(sampling: Sampling) -> bool:
+    """Whether choosing a token needs all tokens before it on the host (such a row is not launched ahead)."""
+    return (
+        sampling.grammar is not None
+        or sampling.presence_penalty != 0.0
+        or sampling.frequency_penalty != 0.0
+        or sampling.repetition_penalty != 1.0
+    )
+
+
+class SliceTable:
+    """All runs of a runner: takes plans in, gives steps to launch, takes results, gives reports.
+
+    At most `max_batch` runs hold a slot. A step has every row that can decode, and as many ids of prompts as
+    fit beside them in `max_step_tokens` (one at least, so that prefill never starves).
+    """
+
+    def __init__(self, *, max_batch: int, max_step_tokens: int, page_tokens: int) -> None:
+        self.max_batch = max_batch
+        self.max_step_tokens = max_step_tokens
+        self.page_tokens = page_tokens
+        self._by_slice: dict[int, Run] = {}  # every slice id of every live run
+        self._waiting: list[Run] = []  # by arrival
+        self._running: list[Run] = []  # by start
+        self._free_slots = list(range(max_batch - 1, -1, -1))
+        self._flights: deque[list[tuple[Run, StepRow]]] = deque()
+        self._open_moves: set[int] = set()
+        self._ends: list[SliceEnd] = []
+
+    @property
+    def num_in_flight(self) -> int:
+        """Steps launched whose results are not taken."""
+        return len(self._flights)
+
+    @property
+    def awaited_moves(self) -> set[int]:
+        """Open moves without which a run that has everything else cannot start."""
+        if not self._free_slots:
+            return set()
+        runs = (run for run in self._waiting if run.first.after not in self._by_slice)
+        return {move for run in runs for move in run.first.wait_moves if move in self._open_moves}
+
+    # ------------------------------------------------------------------ what the engine wants
+
+    def apply(self, plan: Plan) -> None:
+        """Take a plan in. Extensions, ends and cancels of slices that are over change nothing."""
+        self._open_moves.update(move.move_id for move in plan.moves)
+        for one_slice in plan.slices:
+            self._add(one_slice)
+        for extension in plan.extensions:
+            self._extend(extension)
+        for slice_id in plan.ends:
+            self._end(slice_id, EndReason.ENDED)
+        for slice_id in plan.cancels:
+            self._end(slice_id, EndReason.CANCELLED)
+
+    def complete_move(self, move_id: int) -> None:
+        """The bytes of a move are where they should be."""
+        self._open_moves.discard(move_id)
+
+    def _add(self, one_slice: Slice) -> None:
+        assert one_slice.slice_id not in self._by_slice, f"slice {one_slice.slice_id} came twice"
+        end = one_slice.start + len(one_slice.ids) + one_slice.max_new
+        sampling = one_slice.sampling
+        row = Row(
+            slot=0,
+            sampling=sampling,
+            num_prompt=one_slice.num_prompt,
+            page_tables=[list(table) for table in one_slice.pages],
+            history=[*one_slice.history, *one_slice.ids] if needs_history(sampling) else [],
+        )
+        run = Run(
+            first=one_slice,
+            grants=deque([Grant(one_slice.slice_id, end)]),
+            slice_ids=[one_slice.slice_id],
+            row=row,
+            fed=one_slice.start,
+            computed=one_slice.start,
+            known=one_slice.start + len(one_slice.ids),
+            latest_id=one_slice.ids[-1] if one_slice.ids else 0,
+            stop_ids=frozenset(sampling.stop_token_ids),
+        )
+        self._by_slice[one_slice.slice_id] = run
+        self._waiting.append(run)
+        if not one_slice.ids:
+            self._stop(run, EndReason.FAILED, "a slice without ids to compute")
+        else:
+            self._check_credit(run)
+
+    def _extend(self, extension: Extension) -> None:
+        run = self._by_slice.get(extension.extends)
+        if run is None or run.reason is not None or run.is_closed:
+            return
+        assert run.grants[-1].slice_id == extension.extends, f"slice {extension.extends} was extended twice"
+        for table, more in zip(run.row.page_tables, extension.pages, strict=True):
+            table.extend(more)
+        run.grants.append(Grant(extension.slice_id, run.grants[-1].end + extension.max_new))
+        run.slice_ids.append(extension.slice_id)
+        self._by_slice[extension.slice_id] = run
+        self._check_credit(run)
+
+    def _end(self, slice_id: int, reason: EndReason) -> None:
+        run = self._by_slice.get(slice_id)
+        if run is not None and run.wants_results:
+            self._stop(run, reason)
+
+    def _check_credit(self, run: Run) -> None:
+        """Whatever the engine sends, nothing is written past the pages that it gave."""
+        pages = min((len(table) for table in run.row.page_tables), default=0)
+        needed = max(run.prompt_end, run.limit)
+        if pages * self.page_tokens < needed:
+            self._stop(run, EndReason.FAILED, f"{pages} pages given for {needed} positions")
+
+    # ------------------------------------------------------------------ steps
+
+    def launch(self) -> list[StepRow]:
+        """The rows of the next step, now counted as in flight; empty if nothing can be launched."""
+        self._start_ready()
+        flight: list[tuple[Run, StepRow]] = []
+        prefilling: list[Run] = []
+        for run in self._running:
+            if run.prompt_end - run.fed > 1:
+                prefilling.append(run)
+            elif (row := run.next_row(1)) is not None:
+                flight.append((run, row))
+        budget = max(self.max_step_tokens - len(flight), 1)
+        for run in prefilling:
+            if (row := run.next_row(budget)) is not None:
+                flight.append((run, row))
+                budget -= row.count
+        for run, row in flight:
+            run.fed += row.count
+            run.in_flight += 1
+        if flight:
+            self._flights.append(flight)
+        return [row for _, row in flight]
+
+    def take(self, result: StepResult) -> Step | None:
+        """Take the result of the oldest step in flight; None if nobody wants any of it."""
+        slice_ids: list[int] = []
+        fed: list[int] = []
+        computed: list[int] = []
+        tokens: list[int | None] = []
+        logprobs: dict[int, TokenLogprobs] = {}
+        prompt_logprobs: dict[int, list[TokenLogprobs | None]] = {}
+        for index, (run, row) in enumerate(self._flights.popleft()):
+            run.in_flight -= 1
+            if run.wants_results and index in result.errors:
+                run.reason, run.error = EndReason.FAILED, result.errors[index]
+            elif run.wants_results:
+                column = len(slice_ids)
+                slice_ids.append(run.take(row, result.tokens[index]))
+                fed.append(row.count)
+                computed.append(run.computed)
+                tokens.append(result.tokens[index])
+                if index in result.logprobs:
+                    logprobs[column] = result.logprobs[index]
+                if index in result.prompt_logprobs:
+                    prompt_logprobs[column] = result.prompt_logprobs[index]
+            self._settle(run)
+        if not slice_ids:
+            return None
+        return Step(
+            step_ns=result.step_ns,
+            idle_ns=result.idle_ns,
+            slice_ids=slice_ids,
+            fed=fed,
+            computed=computed,
+            tokens=tokens,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+
+    def take_ends(self) -> list[SliceEnd]:
+        """Runs that ended since the last call."""
+        ends, self._ends = self._ends, []
+        return ends
+
+    def check_integrity(self) -> None:
+        """Slots, flights and indices agree. Raises AssertionError."""
+        slots = [run.row.slot for run in self._running]
+        assert sorted(slots + self._free_slots) == list(range(self.max_batch))
+        live = [*self._waiting, *self._running]
+        assert set(self._by_slice) == {slice_id for run in live for slice_id in run.slice_ids}
+        for run in live:
+            flights = sum(run is other for flight in self._flights for other, _ in flight)
+            assert run.in_flight == flights
+            assert run.reason is None or flights, "a run that is over is still here"
+            assert run.first.start <= run.computed <= run.fed <= max(run.prompt_end, run.limit - 1)
+
+    def _start_ready(self) -> None:
+        still_waiting: list[Run] = []
+        for run in self._waiting:
+            is_ready = run.first.after not in self._by_slice
+            is_ready = is_ready and self._open_moves.isdisjoint(run.first.wait_moves)
+            if is_ready and self._free_slots:
+                run.row.slot = self._free_slots.pop()
+                run.is_started = True
+                self._running.append(run)
+            else:
+                still_waiting.append(run)
+        self._waiting = still_waiting
+
+    def _stop(self, run: Run, reason: EndReason, error: str | None = None) -> None:
+        run.reason, run.error = reason, error
+        self._settle(run)
+
+    def _settle(self, run: Run) -> None:
+        """Let go of a run that is over, once no step in flight touches its pages."""
+        if run.reason is None or run.in_flight:
+            return
+        if run.is_started:
+            self._running.remove(run)
+            self._free_slots.append(run.row.slot)
+        else:
+            self._waiting.remove(run)
+        for slice_id in run.slice_ids:
+            del self._by_slice[slice_id]
+        self._ends.append(
+            SliceEnd(
+                slice_id=run.grants[0].slice_id, computed=run.computed, reason=run.reason, error=run.error
+            )
+        )
