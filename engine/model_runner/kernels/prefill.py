@@ -1,0 +1,266 @@
+# mypy: allow-untyped-decorators, allow-untyped-defs, allow-untyped-calls
+"""Causal attention for prefill chunks over a paged prefix, tensor cores throughout.
+
+A chunk is `count` new tokens of a row whose context already holds `start`. A program takes a tile of the
+chunk's queries for one KV head, all query heads that share it packed into the tile's rows. It reads keys
+before `start` from pages and the chunk's own keys from the fresh tensors, so a prompt computed in one chunk
+touches no page table, and stores its tile's K and V to their pages for the steps to come. No program reads
+what another one of the launch writes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+TILE_FIELDS = 8  # int32 of one tile: first token of the chunk in the batch, tile's offset, count, start, slot
+_TILE_ROWS = 128
+
+
+def tile_tokens(group: int) -> int:
+    """Queries of one tile when `group` query heads share a KV head."""
+    return _TILE_ROWS // min(_TILE_ROWS, triton.next_power_of_2(group))
+
+
+def tiles_of(chunks: Sequence[tuple[int, int, int, int]], tokens: int) -> list[tuple[int, ...]]:
+    """Cut chunks (first token in the batch, count, start, slot) into tiles, the longest contexts first, so
+    that the last programs to start are short."""
+    tiles = [
+        (first, offset, count, start, slot, 0, 0, 0)
+        for first, count, start, slot in chunks
+        for offset in range(0, count, tokens)
+    ]
+    tiles.sort(key=lambda tile: tile[1] + tile[3], reverse=True)
+    return tiles
+
+
+@triton.jit
+def _softmax_step(
+    q, k, v, acc, total, top, seen, scale, softcap, MASKED: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr
+):
+    """One block of keys folded into the running softmax; `seen` says which scores count, if `MASKED`."""
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if SOFTCAP:
+        # tanh(x) = 1 - 2 / (exp(2x) + 1)
+        scores = scores * scale
+        scores = softcap * (1.0 - 2.0 / (tl.exp2(scores * (2.0 * 1.4426950408889634) / softcap) + 1.0))
+        factor = 1.4426950408889634
+    else:
+        factor = scale * 1.4426950408889634
+    if MASKED:
+        scores = tl.where(seen, scores, -1.0e30)
+    new_top = tl.maximum(top, tl.max(scores, axis=1) * factor)
+    weights = tl.exp2(scores * factor - new_top[:, None])
+    shrink = tl.exp2(top - new_top)
+    total = total * shrink + tl.sum(weights, axis=1)
+    acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+    return acc, total, new_top
+
+
+@triton.jit
+def _prefill_kernel(
+    out_ptr,
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    pool_ptr,
+    tables_ptr,
+    tiles_ptr,
+    sinks_ptr,
+    scale,
+    softcap,
+    window,
+    q_row: tl.int64,
+    q_head: tl.int64,
+    k_row: tl.int64,
+    k_head: tl.int64,
+    v_row: tl.int64,
+    v_head: tl.int64,
+    pool_page: tl.int64,
+    plane_offset: tl.int64,
+    tables_row: tl.int64,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUP_TILE: tl.constexpr,
+    TOKENS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM_TILE: tl.constexpr,
+    PAGE_TOKENS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FIELDS: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    SINKS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    kv_head = tl.program_id(0)
+    tile = tiles_ptr + tl.program_id(1) * FIELDS
+    first = tl.load(tile)
+    offset = tl.load(tile + 1)
+    count = tl.load(tile + 2)
+    start = tl.load(tile + 3)
+    slot = tl.load(tile + 4).to(tl.int64)
+    table = tables_ptr + slot * tables_row
+
+    d = tl.arange(0, DIM_TILE)
+    dim_ok = d < HEAD_DIM
+    token_elements: tl.constexpr = KV_HEADS * HEAD_DIM
+    v_offset: tl.constexpr = PAGE_TOKENS * token_elements
+    pages = pool_ptr + plane_offset + kv_head * HEAD_DIM
+    fresh_k = k_ptr + first * k_row + kv_head * k_head
+    fresh_v = v_ptr + first * v_row + kv_head * v_head
+
+    # This tile's K and V, to their pages.
+    own = offset + tl.arange(0, TOKENS)
+    own_ok = own < count
+    position = start + own
+    own_page = tl.load(table + position // PAGE_TOKENS, mask=own_ok, other=0).to(tl.int64)
+    place = pages + (own_page * pool_page + (position % PAGE_TOKENS) * token_elements)[:, None] + d[None, :]
+    store_ok = own_ok[:, None] & dim_ok[None, :]
+    tl.store(place, tl.load(fresh_k + own[:, None] * k_row + d[None, :], mask=store_ok), mask=store_ok)
+    tl.store(place + v_offset, tl.load(fresh_v + own[:, None] * v_row + d[None, :], mask=store_ok), mask=store_ok)
+
+    m = tl.arange(0, TOKENS * GROUP_TILE)
+    query = offset + m // GROUP_TILE  # index in the chunk
+    head = kv_head * GROUP + m % GROUP_TILE
+    tile_ok = ((m % GROUP_TILE < GROUP) & (query < count))[:, None] & dim_ok[None, :]
+    q_place = (first + query)[:, None] * q_row + head[:, None] * q_head + d[None, :]
+    q = tl.load(q_ptr + q_place, mask=tile_ok, other=0.0)
+
+    top = tl.full([TOKENS * GROUP_TILE], -1.0e30, tl.float32)
+    total = tl.zeros([TOKENS * GROUP_TILE], tl.float32)
+    acc = tl.zeros([TOKENS * GROUP_TILE, DIM_TILE], tl.float32)
+    key_index = tl.arange(0, BLOCK)
+
+    # Keys before the chunk, from pages.
+    begin = 0
+    if WINDOWED:
+        begin = tl.maximum(start + offset + 1 - window, 0)
+    for base in range(begin, start, BLOCK):
+        key = base + key_index
+        key_ok = key < start
+        page = tl.load(table + key // PAGE_TOKENS, mask=key_ok, other=0).to(tl.int64)
+        block = pages + (page * pool_page + (key % PAGE_TOKENS) * token_elements)[:, None] + d[None, :]
+        if HEAD_DIM == DIM_TILE:
+            load_ok = key_ok[:, None]
+        else:
+            load_ok = key_ok[:, None] & dim_ok[None, :]
+        k = tl.load(block, mask=load_ok, other=0.0)
+        v = tl.load(block + v_offset, mask=load_ok, other=0.0)
+        if WINDOWED:
+            seen = key_ok[None, :] & (key[None, :] > (start + query - window)[:, None])
+        else:
+            seen = key_ok[None, :]
+        acc, total, top = _softmax_step(
+            q, k, v, acc, total, top, seen, scale, softcap, True, SOFTCAP, PRECISION
+        )
+
+    # The chunk's own keys: whole blocks that every query of the tile sees, then the diagonal.
+    begin = 0
+    if WINDOWED:
+        begin = tl.maximum(offset + 1 - window, 0)
+        whole_end = begin
+    else:
+        whole_end = (offset // BLOCK) * BLOCK
+    k_block = fresh_k + key_index[:, None] * k_row + d[None, :]
+    v_block = fresh_v + key_index[:, None] * v_row + d[None, :]
+    for base in range(begin, whole_end, BLOCK):
+        if HEAD_DIM == DIM_TILE:
+            k = tl.load(k_block + base * k_row)
+            v = tl.load(v_block + base * v_row)
+        else:
+            k = tl.load(k_block + base * k_row, mask=dim_ok[None, :], other=0.0)
+            v = tl.load(v_block + base * v_row, mask=dim_ok[None, :], other=0.0)
+        acc, total, top = _softmax_step(
+            q, k, v, acc, total, top, True, scale, softcap, False, SOFTCAP, PRECISION
+        )
+    end = tl.minimum(offset + TOKENS, count)
+    for base in range(whole_end, end, BLOCK):
+        key = base + key_index
+        if HEAD_DIM == DIM_TILE:
+            load_ok = (key < end)[:, None]
+        else:
+            load_ok = (key < end)[:, None] & dim_ok[None, :]
+        k = tl.load(k_block + base * k_row, mask=load_ok, other=0.0)
+        v = tl.load(v_block + base * v_row, mask=load_ok, other=0.0)
+        if WINDOWED:
+            seen = (key[None, :] <= query[:, None]) & (key[None, :] > (query - window)[:, None])
+        else:
+            seen = key[None, :] <= query[:, None]
+        acc, total, top = _softmax_step(
+            q, k, v, acc, total, top, seen, scale, softcap, True, SOFTCAP, PRECISION
+        )
+
+    if SINKS:
+        sink = tl.load(sinks_ptr + head, mask=m % GROUP_TILE < GROUP, other=0.0).to(tl.float32)
+        total += tl.exp2(sink * 1.4426950408889634 - top)
+    out_place = ((first + query).to(tl.int64) * (KV_HEADS * GROUP) + head)[:, None] * HEAD_DIM + d[None, :]
+    tl.store(out_ptr + out_place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=tile_ok)
+
+
+def prefill_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    pool: torch.Tensor,
+    plane: int,
+    tables: torch.Tensor,
+    tiles: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+    block: int | None = None,
+    warps: int | None = None,
+    stages: int = 3,
+) -> None:
+    """Attend from the tokens that `tiles` covers; their K and V are stored in plane `plane` of their pages.
+
+    query [n, heads, head_dim], key and value [n, kv_heads, head_dim], unit stride in the last dim; out like
+    query, contiguous. tiles [num_tiles, TILE_FIELDS] int32 on the device, from `tiles_of`.
+    """
+    _, heads, head_dim = query.shape
+    _, _, _, page_tokens, kv_heads, _ = pool.shape
+    group = heads // kv_heads
+    dim_tile = max(16, triton.next_power_of_2(head_dim))
+    wide = dim_tile * query.element_size() > 256  # fits shared memory and registers with smaller blocks only
+    _prefill_kernel[(kv_heads, tiles.shape[0])](
+        out,
+        query,
+        key,
+        value,
+        pool,
+        tables,
+        tiles,
+        query if sinks is None else sinks,
+        scale,
+        softcap or 0.0,
+        window or 0,
+        query.stride(0),
+        query.stride(1),
+        key.stride(0),
+        key.stride(1),
+        value.stride(0),
+        value.stride(1),
+        pool.stride(0),
+        plane * pool.stride(1),
+        tables.stride(0),
+        KV_HEADS=kv_heads,
+        GROUP=group,
+        GROUP_TILE=triton.next_power_of_2(group),
+        TOKENS=tile_tokens(group),
+        HEAD_DIM=head_dim,
+        DIM_TILE=dim_tile,
+        PAGE_TOKENS=page_tokens,
+        BLOCK=block or (32 if wide else 64),
+        FIELDS=TILE_FIELDS,
+        WINDOWED=window is not None,
+        SOFTCAP=softcap is not None,
+        SINKS=sinks is not None,
+        PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
+        num_warps=warps or 8,
+        num_stages=2 if wide else stages,
+    )
