@@ -18,8 +18,8 @@ MAX_SHORT_TOP_K = 1024  # up to here the k largest are found without sorting the
 class Penalties:
     """Penalties on tokens seen, for `rows` `[m]` of the batch.
 
-    `output_counts` `[m, vocab]` counts each token in the output so far; `seen` `[m, vocab]` says whether it is
-    in the prompt or the output. The strengths are `[m]`.
+    `output_counts` `[m, vocab]` counts each token in the output so far; `seen` `[m, vocab]` says whether it
+    is in the prompt or the output. The strengths are `[m]`.
     """
 
     rows: torch.Tensor
@@ -78,9 +78,9 @@ def mask_by_bits(logits: torch.Tensor, rows: torch.Tensor, bits: torch.Tensor) -
 
 
 def uniforms(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """One float64 in [0, 1) for each pair of int64: a counter put through a 64-bit finalizer (splitmix64's)."""
+    """One float64 in [0, 1) for each pair of int64: a counter put through splitmix64's 64-bit finalizer."""
     bits = _mix(_mix(seeds) + positions * _GOLDEN)
-    return _shift_right(bits, 64 - _UNIFORM_BITS).double() / 2**_UNIFORM_BITS
+    return _shift_right(bits, 64 - _UNIFORM_BITS).double() * 2.0**-_UNIFORM_BITS
 
 
 def sample(logits: torch.Tensor, draw: Draw) -> torch.Tensor:
