@@ -6,7 +6,7 @@ pages or sockets. The scheduler drives it as a kernel drives a scheduling class:
     join       a prompt arrives (or comes back after the engine was restarted, with its service so far)
     pick       the prompt that should run next leaves the queue
     put_back   a picked prompt waits again: its slice is over, or it found no room (nothing was charged)
-    charge     a prompt used GPU time; it may be running or waiting
+    charge     a prompt used GPU time; it may be running or waiting, or have left while a step was in flight
     leave      a prompt is finished or aborted, wherever it is
 
 One prompt is running on one device at most, and many run at once: `pick` is called until the batch is full.
@@ -29,6 +29,9 @@ class Task:
     service_ns: int = 0  # GPU time charged so far
     vruntime_ns: int = 0
     deadline_ns: int = 0
+    load: int = 1024  # of the nice level, as `weights` has it
+    stint_ns: int = 0  # charged since it was picked
+    projected_ns: int = 0  # of its tenant's vruntime: what this stint is expected to cost, not charged yet
     is_queued: bool = False
 
 

@@ -1,0 +1,55 @@
+"""First come, first served, and served to the end: what most engines do, and the baseline here."""
+
+from sortedcontainers import SortedList
+
+from engine.fairness.policy import Task
+
+
+class FcfsPolicy:
+    """Prompts in order of arrival (`serial`), tenants and weights unheeded.
+
+    A prompt that is put back takes the place that its arrival gives it: before all that came later.
+    """
+
+    rotates = False
+    recomputes = True
+
+    def __init__(self) -> None:
+        self._queue = SortedList()  # (serial, task)
+
+    def join(self, task: Task, now_ns: int) -> None:
+        self.put_back(task, now_ns)
+
+    def pick(self, now_ns: int) -> Task | None:
+        if not self._queue:
+            return None
+        task: Task = self._queue.pop(0)[1]
+        task.is_queued = False
+        return task
+
+    def take(self, task: Task, now_ns: int) -> None:
+        self._queue.remove((task.serial, task))
+        task.is_queued = False
+
+    def put_back(self, task: Task, now_ns: int) -> None:
+        assert not task.is_queued
+        self._queue.add((task.serial, task))
+        task.is_queued = True
+
+    def charge(self, task: Task, service_ns: int, now_ns: int) -> None:
+        task.service_ns += service_ns
+
+    def leave(self, task: Task, now_ns: int) -> None:
+        if task.is_queued:
+            self.take(task, now_ns)
+
+    def preempts(self, waiting: Task, running: Task, now_ns: int) -> bool:
+        return False
+
+    def num_queued(self) -> int:
+        return len(self._queue)
+
+    def check_integrity(self) -> None:
+        serials = [serial for serial, _ in self._queue]
+        assert serials == sorted(set(serials))
+        assert all(task.is_queued and task.serial == serial for serial, task in self._queue)

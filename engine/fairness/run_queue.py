@@ -1,0 +1,95 @@
+"""Queues of those who compete for the next place on a GPU: prompts of one tenant, or tenants."""
+
+from bisect import bisect_left, insort
+from typing import Protocol, TypeVar
+
+from engine.fairness.weights import virtual
+
+
+class Entity(Protocol):
+    """A task or a tenant's account. Only `projected_ns` may change while it is in a queue."""
+
+    serial: int
+    load: int
+    vruntime_ns: int
+    projected_ns: int
+    deadline_ns: int
+
+    @property
+    def latency_ns(self) -> int | None:
+        """Wished slice length."""
+
+
+E = TypeVar("E", bound=Entity)
+
+
+class RunQueue(Protocol[E]):
+    """Who goes first among the entities in it; equal ones by serial."""
+
+    def __len__(self) -> int: ...
+
+    def __contains__(self, entity: E) -> bool: ...
+
+    def add(self, entity: E) -> None: ...
+
+    def remove(self, entity: E) -> None: ...
+
+    def first(self) -> E:
+        """Who goes first; stays in the queue, which must not be empty."""
+
+    def floor_ns(self) -> int:
+        """The vruntime, projections left out, of the one who goes first. The queue must not be empty."""
+
+    def outranks(self, waiting: E, running: E) -> bool:
+        """Whether `waiting`, which is in this queue, deserves the place of `running`, which is not."""
+
+    def check_integrity(self) -> None: ...
+
+
+class VirtualClock:
+    """The virtual time at which newcomers are placed: the kernel's `min_vruntime`, for many servers.
+
+    It never goes back. The kernel takes the least vruntime of the queue and of the one task that runs. Here
+    many run at once, and one that runs without a break and yet uses less than its share must not hold the
+    clock back, or newcomers would be handed credit for time in which they were not there. So the clock
+    follows whoever is served: it moves with a charge by no more than that charge, not past the one that was
+    charged, and not past those who wait. A debt (a vruntime ahead of the clock) is thus neither forgiven by
+    an idle moment nor made larger by service that nobody else waited for.
+    """
+
+    __slots__ = ("now_ns",)
+
+    def __init__(self, now_ns: int = 0) -> None:
+        self.now_ns = now_ns
+
+    def advance(self, delta_ns: int, vruntime_ns: int, floor_ns: int | None) -> None:
+        """Somebody was charged `delta_ns` and is at `vruntime_ns` now; `floor_ns` is that of the queue, None
+        if nobody waits."""
+        now_ns = min(vruntime_ns, self.now_ns + delta_ns)
+        if floor_ns is not None and floor_ns < now_ns:
+            now_ns = floor_ns
+        if now_ns > self.now_ns:
+            self.now_ns = now_ns
+
+
+class BisectList(list[tuple[int, int, E]]):
+    """SortedList's `add` and `remove` for few entries, of which a plain list makes less work.
+
+    An entry is (key, serial, entity); (key, serial) is unique.
+    """
+
+    __slots__ = ()
+
+    def add(self, entry: tuple[int, int, E]) -> None:
+        insort(self, entry)
+
+    def remove(self, entry: tuple[int, int, E]) -> None:
+        index = bisect_left(self, entry)
+        if index == len(self) or self[index] != entry:
+            raise ValueError(f"not in the list: {entry[:2]}")
+        del self[index]
+
+
+def virtual_granularity(granularity_ns: int, waiting: Entity) -> int:
+    """`wakeup_gran` of kernel/sched/fair.c: the heavier the one who wakes, the sooner it preempts."""
+    return virtual(granularity_ns, waiting.load)

@@ -1,0 +1,97 @@
+"""Tenant accounts: what a tenant has used, kept for a while after its last prompt has left."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from engine.fairness.policy import Task
+from engine.fairness.run_queue import RunQueue, VirtualClock
+from engine.fairness.weights import NICE_0_LOAD, weight_load
+
+
+@dataclass(slots=True, eq=False)
+class Account:
+    """One tenant. `vruntime_ns` includes `projected_ns`, what its running prompts are expected to be charged
+    yet. `clock` is the virtual time of its prompts, `queue` those that wait."""
+
+    serial: int  # in order of first appearance
+    tenant: str
+    queue: RunQueue[Task]
+    load: int = NICE_0_LOAD
+    vruntime_ns: int = 0
+    projected_ns: int = 0
+    deadline_ns: int = 0
+    num_tasks: int = 0
+    clock: VirtualClock = field(default_factory=VirtualClock)
+
+    @property
+    def latency_ns(self) -> int | None:
+        """The wish of the prompt that would run next: a short one speeds up its tenant, too, as a group of
+        the kernel takes over the slice of its entities."""
+        return self.queue.first().latency_ns if len(self.queue) else None
+
+    @property
+    def settled_ns(self) -> int:
+        """vruntime of what was charged."""
+        return self.vruntime_ns - self.projected_ns
+
+
+class Accounts:
+    """All tenants that have prompts, and those whose debt is not forgotten yet.
+
+    A tenant whose last prompt left is remembered while it is in debt (its vruntime is ahead of the clock),
+    `memory_ns` at most. Behind the clock there is nothing to remember: it would be placed at the clock.
+    """
+
+    def __init__(self, memory_ns: int) -> None:
+        self._memory_ns = memory_ns
+        self._accounts: dict[str, Account] = {}
+        self._idle_since_ns: dict[str, int] = {}  # in order of time
+        self._next_serial = 0
+
+    def __iter__(self) -> Iterator[Account]:
+        return iter(self._accounts.values())
+
+    def __len__(self) -> int:
+        return len(self._accounts)
+
+    def get(self, tenant: str) -> Account | None:
+        return self._accounts.get(tenant)
+
+    def open(
+        self, tenant: str, weight: float, make_queue: Callable[[], RunQueue[Task]], clock_ns: int
+    ) -> Account:
+        """Count one more task of `tenant`; one that is not known is placed at the clock. The latest weight
+        holds."""
+        account = self._accounts.get(tenant)
+        if account is None:
+            account = Account(self._next_serial, tenant, make_queue(), vruntime_ns=clock_ns)
+            self._next_serial += 1
+            self._accounts[tenant] = account
+        self._idle_since_ns.pop(tenant, None)
+        account.load = weight_load(weight)
+        account.num_tasks += 1
+        return account
+
+    def close(self, account: Account, now_ns: int, clock_ns: int) -> None:
+        """Count one of the account's tasks out."""
+        account.num_tasks -= 1
+        if account.num_tasks == 0:
+            self._idle_since_ns[account.tenant] = now_ns
+            self._forget_if_due(account, now_ns, clock_ns)
+        oldest = next(iter(self._idle_since_ns), None)
+        if oldest is not None:
+            self._forget_if_due(self._accounts[oldest], now_ns, clock_ns)
+
+    def _forget_if_due(self, account: Account, now_ns: int, clock_ns: int) -> None:
+        is_old = now_ns - self._idle_since_ns[account.tenant] >= self._memory_ns
+        if is_old or account.vruntime_ns <= clock_ns:
+            del self._accounts[account.tenant], self._idle_since_ns[account.tenant]
+
+    def check_integrity(self) -> None:
+        for tenant, account in self._accounts.items():
+            assert account.tenant == tenant
+            assert account.projected_ns >= 0
+            assert (account.num_tasks == 0) == (tenant in self._idle_since_ns)
+        assert self._idle_since_ns.keys() <= self._accounts.keys()
+        times = list(self._idle_since_ns.values())
+        assert times == sorted(times)

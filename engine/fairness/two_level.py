@@ -1,0 +1,207 @@
+"""Fair queueing on two levels: tenants compete by weight, the prompts of a tenant by nice level.
+
+cfs and eevdf are this class with different queues. It keeps the vruntimes; the queues decide by them.
+
+Many prompts run at once, so a tenant that is picked must look served before it is charged, or it would be
+picked for the whole batch: `pick` projects what a stint (from pick to put_back) is expected to cost onto the
+tenant's vruntime, charges use the projection up, and what is left of it goes back when the stint ends. Two
+backlogged tenants thus get places in the batch in proportion to their weights.
+
+Bound. When tenant i is picked, its vruntime with projections is at most that of any backlogged j. Until the
+next such moment it grows by what i's running prompts cost, and a projection is at most `slice_ns`. So, with
+n prompts running at once, stints of at most L ns and both tenants backlogged throughout,
+    | service_i / weight_i - service_j / weight_j |  <=  n * max(L, slice_ns) / min(weight_i, weight_j)
+apart from the difference at the moment when the later one became backlogged, which is at most as large
+unless one of them was in debt.
+"""
+
+from collections.abc import Callable
+
+from engine.fairness.policy import Task
+from engine.fairness.run_queue import RunQueue, VirtualClock
+from engine.fairness.tenants import Account, Accounts
+from engine.fairness.weights import nice_load, virtual
+
+_LEARNING_SHIFT = 3  # a stint moves the expected cost by an eighth of the difference
+
+
+class TwoLevelPolicy:
+    """See the module's docstring, and `policy.Policy` for the methods.
+
+    `slice_ns` is the longest slice, the most that a stint is expected to cost. A tenant in debt is remembered
+    for `memory_ns` after its last prompt left.
+    """
+
+    rotates = True
+    recomputes = False
+
+    def __init__(
+        self,
+        tenants: RunQueue[Account],
+        make_task_queue: Callable[[], RunQueue[Task]],
+        *,
+        slice_ns: int,
+        memory_ns: int,
+    ) -> None:
+        assert slice_ns > 0
+        self._tenants = tenants  # those that have prompts waiting
+        self._make_task_queue = make_task_queue
+        self._slice_ns = slice_ns
+        self._accounts = Accounts(memory_ns)
+        self._clock = VirtualClock()
+        self._expected_ns = slice_ns  # cost of a stint
+        self._num_queued = 0
+
+    def join(self, task: Task, now_ns: int) -> None:
+        """A newcomer is placed at the virtual time of its tenant: no credit, and no debit either, since a
+        first token should come soon. One that was served before a restart was then ahead of that time by
+        about a slice at most, whatever it had been served in all, so that much is restored."""
+        assert not task.is_queued
+        task.load = nice_load(task.nice)
+        account = self._accounts.get(task.tenant)
+        if account is not None:
+            self._withdraw(account)
+        account = self._accounts.open(task.tenant, task.weight, self._make_task_queue, self._clock.now_ns)
+        debt_ns = virtual(min(task.service_ns, self._slice_ns), task.load)
+        task.vruntime_ns = account.clock.now_ns + debt_ns
+        self._enqueue(account, task)
+
+    def pick(self, now_ns: int) -> Task | None:
+        if not self._num_queued:
+            return None
+        account = self._tenants.first()
+        task = account.queue.first()
+        self._dispatch(account, task)
+        return task
+
+    def take(self, task: Task, now_ns: int) -> None:
+        self._dispatch(self._account(task), task)
+
+    def put_back(self, task: Task, now_ns: int) -> None:
+        assert not task.is_queued
+        account = self._account(task)
+        self._withdraw(account)
+        if task.stint_ns:
+            self._learn(task.stint_ns)
+        self._refund(account, task)
+        self._enqueue(account, task)
+
+    def charge(self, task: Task, service_ns: int, now_ns: int) -> None:
+        """Step in flight at the time of `leave` are charged after it."""
+        account = self._accounts.get(task.tenant)
+        if account is None:  # left without debt, until now
+            account = self._accounts.open(task.tenant, task.weight, self._make_task_queue, self._clock.now_ns)
+            self._accounts.close(account, now_ns, self._clock.now_ns)
+        self._charge_task(account, task, service_ns)
+        self._charge_tenant(account, task, service_ns)
+
+    def leave(self, task: Task, now_ns: int) -> None:
+        account = self._account(task)
+        self._withdraw(account)
+        if task.is_queued:
+            account.queue.remove(task)
+            task.is_queued = False
+            self._num_queued -= 1
+        else:
+            self._refund(account, task)
+        self._offer(account)
+        self._accounts.close(account, now_ns, self._clock.now_ns)
+
+    def preempts(self, waiting: Task, running: Task, now_ns: int) -> bool:
+        """As in the kernel, the two are compared where they differ: prompts of one tenant with each other,
+        those of two tenants by their tenants."""
+        assert waiting.is_queued
+        ours, theirs = self._account(waiting), self._account(running)
+        if ours is theirs:
+            return ours.queue.outranks(waiting, running)
+        return self._tenants.outranks(ours, theirs)
+
+    def num_queued(self) -> int:
+        return self._num_queued
+
+    def check_integrity(self) -> None:
+        self._accounts.check_integrity()
+        self._tenants.check_integrity()
+        assert self._num_queued == sum(len(account.queue) for account in self._accounts)
+        assert len(self._tenants) == sum(len(account.queue) > 0 for account in self._accounts)
+        assert 0 < self._expected_ns <= self._slice_ns
+        for account in self._accounts:
+            account.queue.check_integrity()
+            assert (account in self._tenants) == (len(account.queue) > 0)
+            assert len(account.queue) <= account.num_tasks
+
+    def _account(self, task: Task) -> Account:
+        account = self._accounts.get(task.tenant)
+        assert account is not None, f"prompt {task.serial} of {task.tenant} has not joined"
+        return account
+
+    def _withdraw(self, account: Account) -> None:
+        """Take a tenant out of the queue, if it is there, so that its numbers may change."""
+        if len(account.queue):
+            self._tenants.remove(account)
+
+    def _offer(self, account: Account) -> None:
+        if len(account.queue):
+            self._tenants.add(account)
+
+    def _enqueue(self, account: Account, task: Task) -> None:
+        """Let `task` wait. The tenant has been withdrawn.
+
+        A tenant none of whose prompts waited had all that it wanted. What it did not use is not owed to it:
+        it is placed at the virtual time, as `place_entity` of kernel/sched/fair.c does, less half of a stint
+        (GENTLE_FAIR_SLEEPERS), so that a light tenant is not the loser of every tie.
+        """
+        if not len(account.queue):
+            allowance_ns = virtual(self._expected_ns // 2, account.load)
+            account.vruntime_ns = max(account.vruntime_ns, self._clock.now_ns - allowance_ns)
+        account.queue.add(task)
+        task.is_queued = True
+        self._num_queued += 1
+        self._tenants.add(account)
+
+    def _dispatch(self, account: Account, task: Task) -> None:
+        self._tenants.remove(account)
+        account.queue.remove(task)
+        task.is_queued = False
+        task.stint_ns = 0
+        task.projected_ns = virtual(self._expected_ns, account.load)
+        account.projected_ns += task.projected_ns
+        account.vruntime_ns += task.projected_ns
+        self._num_queued -= 1
+        self._offer(account)
+
+    def _refund(self, account: Account, task: Task) -> None:
+        """The stint is over: what was projected and not charged goes back. The tenant has been withdrawn."""
+        account.projected_ns -= task.projected_ns
+        account.vruntime_ns -= task.projected_ns
+        task.projected_ns = 0
+
+    def _learn(self, stint_ns: int) -> None:
+        """Stints that were longer than a slice, because nobody waited, count as one."""
+        error_ns = min(stint_ns, self._slice_ns) - self._expected_ns
+        self._expected_ns = max(1, self._expected_ns + (error_ns >> _LEARNING_SHIFT))
+
+    def _charge_task(self, account: Account, task: Task, service_ns: int) -> None:
+        task.service_ns += service_ns
+        task.stint_ns += service_ns
+        delta_ns = virtual(service_ns, task.load)
+        if task.is_queued:  # by a step that was in flight when it was put back
+            account.queue.remove(task)
+            task.vruntime_ns += delta_ns
+            account.queue.add(task)
+        else:
+            task.vruntime_ns += delta_ns
+        floor_ns = account.queue.floor_ns() if len(account.queue) else None
+        account.clock.advance(delta_ns, task.vruntime_ns, floor_ns)
+
+    def _charge_tenant(self, account: Account, task: Task, service_ns: int) -> None:
+        delta_ns = virtual(service_ns, account.load)
+        expected_ns = min(delta_ns, task.projected_ns)
+        task.projected_ns -= expected_ns
+        account.projected_ns -= expected_ns
+        if delta_ns > expected_ns:
+            self._withdraw(account)
+            account.vruntime_ns += delta_ns - expected_ns
+            self._offer(account)
+        floor_ns = self._tenants.floor_ns() if len(self._tenants) else None
+        self._clock.advance(delta_ns, account.settled_ns, floor_ns)
