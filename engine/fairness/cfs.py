@@ -37,8 +37,12 @@ class LeastServedQueue(Generic[E]):
         entity: E = self._entries[0][2]
         return entity
 
+    def pop_first(self) -> E:
+        entity: E = self._entries.pop(0)[2]
+        return entity
+
     def floor_ns(self) -> int:
-        first = self.first()
+        first: E = self._entries[0][2]
         return first.vruntime_ns - first.projected_ns
 
     def outranks(self, waiting: E, running: E) -> bool:

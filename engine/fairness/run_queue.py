@@ -37,6 +37,9 @@ class RunQueue(Protocol[E]):
     def first(self) -> E:
         """Who goes first; stays in the queue, which must not be empty."""
 
+    def pop_first(self) -> E:
+        """Remove and return who goes first. The queue must not be empty."""
+
     def floor_ns(self) -> int:
         """The vruntime, projections left out, of the one who goes first. The queue must not be empty."""
 
@@ -65,7 +68,9 @@ class VirtualClock:
     def advance(self, delta_ns: int, vruntime_ns: int, floor_ns: int | None) -> None:
         """Somebody was charged `delta_ns` and is at `vruntime_ns` now; `floor_ns` is that of the queue, None
         if nobody waits."""
-        now_ns = min(vruntime_ns, self.now_ns + delta_ns)
+        now_ns = self.now_ns + delta_ns
+        if vruntime_ns < now_ns:
+            now_ns = vruntime_ns
         if floor_ns is not None and floor_ns < now_ns:
             now_ns = floor_ns
         if now_ns > self.now_ns:

@@ -21,13 +21,14 @@ class Account:
     projected_ns: int = 0
     deadline_ns: int = 0
     num_tasks: int = 0
+    num_waiting: int = 0  # in `queue`, whose len() would cost a call at every step
     clock: VirtualClock = field(default_factory=VirtualClock)
 
     @property
     def latency_ns(self) -> int | None:
         """The wish of the prompt that would run next: a short one speeds up its tenant, too, as a group of
         the kernel takes over the slice of its entities."""
-        return self.queue.first().latency_ns if len(self.queue) else None
+        return self.queue.first().latency_ns if self.num_waiting else None
 
     @property
     def settled_ns(self) -> int:
@@ -91,6 +92,7 @@ class Accounts:
         for tenant, account in self._accounts.items():
             assert account.tenant == tenant
             assert account.projected_ns >= 0
+            assert account.num_waiting == len(account.queue) <= account.num_tasks
             assert (account.num_tasks == 0) == (tenant in self._idle_since_ns)
         assert self._idle_since_ns.keys() <= self._accounts.keys()
         times = list(self._idle_since_ns.values())

@@ -69,13 +69,17 @@ class TwoLevelPolicy:
     def pick(self, now_ns: int) -> Task | None:
         if not self._num_queued:
             return None
-        account = self._tenants.first()
-        task = account.queue.first()
-        self._dispatch(account, task)
+        account = self._tenants.pop_first()
+        task = account.queue.pop_first()
+        self._start_stint(account, task)
         return task
 
     def take(self, task: Task, now_ns: int) -> None:
-        self._dispatch(self._account(task), task)
+        assert task.is_queued
+        account = self._account(task)
+        self._tenants.remove(account)
+        account.queue.remove(task)
+        self._start_stint(account, task)
 
     def put_back(self, task: Task, now_ns: int) -> None:
         assert not task.is_queued
@@ -100,6 +104,7 @@ class TwoLevelPolicy:
         self._withdraw(account)
         if task.is_queued:
             account.queue.remove(task)
+            account.num_waiting -= 1
             task.is_queued = False
             self._num_queued -= 1
         else:
@@ -122,13 +127,12 @@ class TwoLevelPolicy:
     def check_integrity(self) -> None:
         self._accounts.check_integrity()
         self._tenants.check_integrity()
-        assert self._num_queued == sum(len(account.queue) for account in self._accounts)
-        assert len(self._tenants) == sum(len(account.queue) > 0 for account in self._accounts)
+        assert self._num_queued == sum(account.num_waiting for account in self._accounts)
+        assert len(self._tenants) == sum(account.num_waiting > 0 for account in self._accounts)
         assert 0 < self._expected_ns <= self._slice_ns
         for account in self._accounts:
             account.queue.check_integrity()
-            assert (account in self._tenants) == (len(account.queue) > 0)
-            assert len(account.queue) <= account.num_tasks
+            assert (account in self._tenants) == (account.num_waiting > 0)
 
     def _account(self, task: Task) -> Account:
         account = self._accounts.get(task.tenant)
@@ -137,11 +141,11 @@ class TwoLevelPolicy:
 
     def _withdraw(self, account: Account) -> None:
         """Take a tenant out of the queue, if it is there, so that its numbers may change."""
-        if len(account.queue):
+        if account.num_waiting:
             self._tenants.remove(account)
 
     def _offer(self, account: Account) -> None:
-        if len(account.queue):
+        if account.num_waiting:
             self._tenants.add(account)
 
     def _enqueue(self, account: Account, task: Task) -> None:
@@ -151,22 +155,24 @@ class TwoLevelPolicy:
         it is placed at the virtual time, as `place_entity` of kernel/sched/fair.c does, less half of a stint
         (GENTLE_FAIR_SLEEPERS), so that a light tenant is not the loser of every tie.
         """
-        if not len(account.queue):
+        if not account.num_waiting:
             allowance_ns = virtual(self._expected_ns // 2, account.load)
             account.vruntime_ns = max(account.vruntime_ns, self._clock.now_ns - allowance_ns)
         account.queue.add(task)
+        account.num_waiting += 1
         task.is_queued = True
         self._num_queued += 1
         self._tenants.add(account)
 
-    def _dispatch(self, account: Account, task: Task) -> None:
-        self._tenants.remove(account)
-        account.queue.remove(task)
+    def _start_stint(self, account: Account, task: Task) -> None:
+        """`task` was taken out of the queue, and its tenant withdrawn."""
+        projected_ns = virtual(self._expected_ns, account.load)
         task.is_queued = False
         task.stint_ns = 0
-        task.projected_ns = virtual(self._expected_ns, account.load)
-        account.projected_ns += task.projected_ns
-        account.vruntime_ns += task.projected_ns
+        task.projected_ns = projected_ns
+        account.projected_ns += projected_ns
+        account.vruntime_ns += projected_ns
+        account.num_waiting -= 1
         self._num_queued -= 1
         self._offer(account)
 
@@ -191,17 +197,17 @@ class TwoLevelPolicy:
             account.queue.add(task)
         else:
             task.vruntime_ns += delta_ns
-        floor_ns = account.queue.floor_ns() if len(account.queue) else None
+        floor_ns = account.queue.floor_ns() if account.num_waiting else None
         account.clock.advance(delta_ns, task.vruntime_ns, floor_ns)
 
     def _charge_tenant(self, account: Account, task: Task, service_ns: int) -> None:
         delta_ns = virtual(service_ns, account.load)
-        expected_ns = min(delta_ns, task.projected_ns)
+        expected_ns = delta_ns if delta_ns < task.projected_ns else task.projected_ns
         task.projected_ns -= expected_ns
         account.projected_ns -= expected_ns
         if delta_ns > expected_ns:
             self._withdraw(account)
             account.vruntime_ns += delta_ns - expected_ns
             self._offer(account)
-        floor_ns = self._tenants.floor_ns() if len(self._tenants) else None
+        floor_ns = self._tenants.floor_ns() if self._num_queued else None
         self._clock.advance(delta_ns, account.settled_ns, floor_ns)
