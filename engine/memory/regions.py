@@ -29,9 +29,8 @@ def create_region(name: str, num_bytes: int) -> int:
     """
     available = available_bytes()
     if num_bytes > available:
-        raise RegionError(
-            f"{name}: {_gib(num_bytes)} wanted, but the machine has only {_gib(available)} of memory available"
-        )
+        wanted, left = _gib(num_bytes), _gib(available)
+        raise RegionError(f"{name}: {wanted} wanted, but the machine has only {left} of memory available")
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
     try:
         os.ftruncate(descriptor, num_bytes)

@@ -47,7 +47,6 @@ class StepResult:
     idle_ns: int = 0  # device idle before it since the step before ended
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[TokenLogprobs | None]] = field(default_factory=dict)
-    errors: dict[int, str] = field(default_factory=dict)  # rows that failed alone, such as a bad grammar
 
 
 class PendingStep(Protocol):

@@ -11,6 +11,7 @@ the engine gave.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.messages import EndReason, Extension, Plan, Sampling, Slice, SliceEnd, Step, TokenLogprobs
@@ -131,10 +132,19 @@ class SliceTable:
     fit beside them in `max_step_tokens` (one at least, so that prefill never starves).
     """
 
-    def __init__(self, *, max_batch: int, max_step_tokens: int, page_tokens: int) -> None:
+    def __init__(
+        self,
+        *,
+        max_batch: int,
+        max_step_tokens: int,
+        page_tokens: int,
+        problem_with: Callable[[Slice], str | None],
+    ) -> None:
+        """`problem_with` says why a slice cannot be run, if so; a slice without ids has to have a problem."""
         self.max_batch = max_batch
         self.max_step_tokens = max_step_tokens
         self.page_tokens = page_tokens
+        self._problem_with = problem_with
         self._by_slice: dict[int, Run] = {}  # every slice id of every live run
         self._waiting: list[Run] = []  # by arrival
         self._running: list[Run] = []  # by start
@@ -198,8 +208,9 @@ class SliceTable:
         )
         self._by_slice[one_slice.slice_id] = run
         self._waiting.append(run)
-        if not one_slice.ids:
-            self._stop(run, EndReason.FAILED, "a slice without ids to compute")
+        problem = self._problem_with(one_slice)
+        if problem is not None:
+            self._stop(run, EndReason.FAILED, problem)
         else:
             self._check_credit(run)
 
@@ -261,9 +272,7 @@ class SliceTable:
         prompt_logprobs: dict[int, list[TokenLogprobs | None]] = {}
         for index, (run, row) in enumerate(self._flights.popleft()):
             run.in_flight -= 1
-            if run.wants_results and index in result.errors:
-                run.reason, run.error = EndReason.FAILED, result.errors[index]
-            elif run.wants_results:
+            if run.wants_results:
                 column = len(slice_ids)
                 slice_ids.append(run.take(row, result.tokens[index]))
                 fed.append(row.count)

@@ -1,0 +1,47 @@
+"""The runner's end of the connection with the engine."""
+
+import select
+import socket
+from collections import deque
+from collections.abc import Sequence
+
+from engine.messages import FromRunner, ToRunner
+from engine.wire import MessagePipe
+
+
+class Mailbox:
+    """Messages from and to the engine. Raises EOFError everywhere when the engine is gone."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._pipe: MessagePipe[ToRunner] = MessagePipe(sock, ToRunner)
+        self._received: deque[ToRunner] = deque()
+
+    def send(self, message: FromRunner) -> None:
+        try:
+            self._pipe.send(message)
+        except OSError as error:
+            raise EOFError("the engine is gone") from error
+
+    def next(self) -> ToRunner:
+        """The next message; waits for it."""
+        while not self._received:
+            self._receive(None)
+        return self._received.popleft()
+
+    def all(self) -> list[ToRunner]:
+        """What is there, without waiting."""
+        self._receive(0.0)
+        messages = list(self._received)
+        self._received.clear()
+        return messages
+
+    def wait(self, descriptors: Sequence[int], timeout_s: float | None) -> None:
+        """Wait until a message comes, one of `descriptors` is readable, or the time is over."""
+        select.select([self._socket.fileno(), *descriptors], [], [], timeout_s)
+
+    def _receive(self, timeout_s: float | None) -> None:
+        try:
+            self._received.extend(self._pipe.receive(timeout_s))
+        except OSError as error:
+            raise EOFError("the engine is gone") from error

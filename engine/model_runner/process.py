@@ -1,0 +1,169 @@
+"""The runner process: load a model, map the pools, then run plans until the engine says otherwise.
+
+Started by the engine with two inherited Unix sockets: one for messages (`engine.wire`), one for descriptors.
+Exit status: 0 after Shutdown or when the engine is gone, 1 after a Fault, 2 after Refused.
+"""
+
+import ctypes
+import logging
+import signal
+import socket
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from time import monotonic
+from typing import TypeVar
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from engine.memory.page import PageLayout
+from engine.memory.regions import RegionError, receive_descriptors, send_descriptors
+from engine.messages import Attach, Fault, Load, Loaded, Progress, Ready, Refused, Shutdown
+from engine.model_runner import attention
+from engine.model_runner.checks import SliceCheck
+from engine.model_runner.devices import Device, DeviceError, open_device, page_view
+from engine.model_runner.families import UnsupportedModel
+from engine.model_runner.families import layout as layout_of
+from engine.model_runner.grammar import Grammars
+from engine.model_runner.loading import LoadedModel, load_model
+from engine.model_runner.mailbox import Mailbox
+from engine.model_runner.runner import Runner
+from engine.model_runner.slices import SliceTable
+from engine.model_runner.sources.errors import ModelError, one_line
+
+EXIT_FAULT, EXIT_REFUSED = 1, 2
+
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+log = logging.getLogger(__name__)
+
+Expected = TypeVar("Expected", Load, Attach)
+
+
+class ShutdownWished(Exception):
+    """The engine sent `Shutdown` before the runner was ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model on its device, set to attend over pages of `layout`."""
+
+    loaded: LoadedModel
+    layout: PageLayout
+    dtype: torch.dtype
+
+
+def main(*, fd: int, pools_fd: int) -> int:
+    """Serve the engine over two inherited sockets; returns the exit status."""
+    follow_engine()
+    with socket.socket(fileno=fd) as frames, socket.socket(fileno=pools_fd) as descriptors:
+        return serve(Mailbox(frames), descriptors)
+
+
+def follow_engine() -> None:
+    """No runner outlives its engine; and the engine, not the terminal, says when a runner ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def serve(mailbox: Mailbox, descriptors: socket.socket) -> int:
+    """The life of a runner; returns the exit status."""
+    device: Device | None = None
+    try:
+        load = expect(mailbox, Load)
+        device = open_device(load.device, threads=load.threads)
+        run(device, load, mailbox, descriptors)
+    except (EOFError, ShutdownWished):
+        return 0
+    except (DeviceError, RegionError, ModelError, UnsupportedModel) as error:
+        return refuse(mailbox, one_line(error))
+    except Exception as error:
+        if device is None or not device.is_out_of_memory(error):
+            log.exception("the runner failed")
+            return fail(mailbox, error, pool_trusted=device is None or not device.is_fault(error))
+        return refuse(mailbox, f"{load.device} is out of memory: {one_line(error)}")
+    return 0
+
+
+def run(device: Device, load: Load, mailbox: Mailbox, descriptors: socket.socket) -> None:
+    """Load, attach, get ready, serve."""
+    start_s = monotonic()
+    model = load_onto(device, load, mailbox)
+    mailbox.send(Loaded(card=model.loaded.card, layout=model.layout, free_bytes=device.free_bytes()))
+    attach = expect(mailbox, Attach)
+    attached = device.attach(attach, receive_descriptors(descriptors))
+    with closing(attached.transfers):
+        if attached.exported is not None:
+            send_descriptors(descriptors, attached.exported)
+        grammars = load_grammars(model.loaded)
+        pool = page_view(attached.local, model.layout, model.dtype)
+        executor = device.make_executor(model.loaded, model.layout, pool, load, grammars)
+        mailbox.send(Progress(stage="measuring steps"))
+        cost = executor.measure_cost()
+        mailbox.send(Ready(local_pages=len(pool), load_s=monotonic() - start_s, cost=cost))
+        Runner(mailbox, executor, make_slice_table(model, load, grammars), attached.transfers).run()
+
+
+def load_onto(device: Device, load: Load, mailbox: Mailbox) -> ServedModel:
+    """Load the model, telling the engine how it goes. Raises ModelError, UnsupportedModel."""
+    attention.register()
+    loaded = load_model(
+        load.source,
+        device=str(device.place),
+        dtype=load.dtype,
+        max_model_len=load.max_model_len,
+        cache_dir=load.cache_dir,
+        served_name=load.model,
+        seed=load.seed,
+        on_progress=lambda stage, fraction: mailbox.send(Progress(stage=stage, fraction=fraction)),
+    )
+    loaded.use_attention(attention.NAME)
+    dtype = loaded.model.dtype
+    return ServedModel(loaded, layout_of(loaded.config, load.page_tokens, dtype), dtype)
+
+
+def load_grammars(loaded: LoadedModel) -> Grammars | None:
+    """Grammars over the model's tokenizer; None for the byte tokenizer of a dummy."""
+    card = loaded.card
+    if card.tokenizer is None:
+        return None
+    tokenizer = AutoTokenizer.from_pretrained(card.tokenizer)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return None
+    return Grammars(tokenizer, card.vocab_size, card.eos_token_ids)
+
+
+def make_slice_table(model: ServedModel, load: Load, grammars: Grammars | None) -> SliceTable:
+    card = model.loaded.card
+    check = SliceCheck(vocab_size=card.vocab_size, max_model_len=card.max_model_len, grammars=grammars)
+    return SliceTable(
+        max_batch=load.max_batch,
+        max_step_tokens=load.max_step_tokens,
+        page_tokens=load.page_tokens,
+        problem_with=check,
+    )
+
+
+def expect(mailbox: Mailbox, kind: type[Expected]) -> Expected:
+    """Wait for the one message that may come now. Raises ShutdownWished, EOFError."""
+    message = mailbox.next()
+    if isinstance(message, Shutdown):
+        raise ShutdownWished
+    assert isinstance(message, kind), f"{kind.__name__} was expected, {message!r} came"
+    return message
+
+
+def refuse(mailbox: Mailbox, reason: str) -> int:
+    """Tell the engine what the configuration has to change; returns the exit status."""
+    with suppress(EOFError):
+        mailbox.send(Refused(reason=reason))
+    return EXIT_REFUSED
+
+
+def fail(mailbox: Mailbox, error: Exception, *, pool_trusted: bool) -> int:
+    """Tell the engine that this runner is over; returns the exit status."""
+    reason = f"{type(error).__name__}: {one_line(error)}"
+    with suppress(EOFError):
+        mailbox.send(Fault(reason=reason, pool_trusted=pool_trusted))
+    return EXIT_FAULT
