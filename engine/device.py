@@ -1,0 +1,63 @@
+"""A device of a model as the scheduler sees it: what runs there, how fast, and the plan being made for it."""
+
+from dataclasses import dataclass, field
+
+from engine.memory.context import Context
+from engine.messages import CostModel, Extension, Move, Plan, Slice
+from engine.prompt import Prompt
+
+
+@dataclass(slots=True)
+class Outbox:
+    """The next plan for a runner, while it is being put together."""
+
+    slices: list[Slice] = field(default_factory=list)
+    extensions: list[Extension] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    cancels: list[int] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
+
+    def take(self) -> Plan | None:
+        """The plan so far, and start a new one; None if there is nothing to do."""
+        if not (self.slices or self.extensions or self.ends or self.cancels or self.moves):
+            return None
+        plan = Plan(
+            slices=self.slices,
+            extensions=self.extensions,
+            ends=self.ends,
+            cancels=self.cancels,
+            moves=self.moves,
+        )
+        self.slices, self.extensions, self.ends, self.cancels, self.moves = [], [], [], [], []
+        return plan
+
+
+@dataclass(slots=True, eq=False)
+class Device:
+    """One runner's device. `running` holds the prompts that have a turn here, in order of their start."""
+
+    name: str
+    pool_id: int
+    max_batch: int
+    cost: CostModel
+    step_ns: float  # of a decode step with the batch of now: a moving average
+    is_up: bool = True
+    running: dict[Prompt, None] = field(default_factory=dict)
+    by_slice: dict[int, Prompt] = field(default_factory=dict)
+    cancelled: dict[int, Context] = field(default_factory=dict)  # by slice, until its end is reported
+    outbox: Outbox = field(default_factory=Outbox)
+    busy_ns: int = 0
+    idle_ns: int = 0
+    num_steps: int = 0
+
+    @property
+    def num_slots_free(self) -> int:
+        return self.max_batch - len(self.running)
+
+    def observe_step(self, step_ns: int, idle_ns: int, *, is_decode: bool) -> None:
+        """Account for a step; decode steps set the pace by which slices are measured out."""
+        self.num_steps += 1
+        self.busy_ns += step_ns
+        self.idle_ns += idle_ns
+        if is_decode:
+            self.step_ns += 0.1 * (step_ns - self.step_ns)

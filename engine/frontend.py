@@ -1,0 +1,120 @@
+"""The engine's door: a Unix socket on which api processes come and go."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from engine.messages import FromApi, Hello
+from engine.wire import MessageStream
+
+log = logging.getLogger("fairslice.engine")
+
+
+class SocketTaken(Exception):
+    """Another engine listens there. One line for the operator."""
+
+
+class ApiConnection:
+    """One connection of an api process; it has said who it is once `api_id` is set."""
+
+    def __init__(self, frontend: "Frontend") -> None:
+        self.api_id: str | None = None
+        self._frontend = frontend
+        self.stream: MessageStream[FromApi] = MessageStream(FromApi, self._on_message, self._on_close)
+
+    def _on_message(self, message: FromApi) -> None:
+        if isinstance(message, Hello):
+            self.api_id = message.api_id
+        self._frontend.dispatch(self, message)
+
+    def _on_close(self, error: Exception | None) -> None:
+        if error is not None:
+            log.warning("connection of api %s broke: %s", self.api_id, error)
+        self._frontend.closed(self)
+
+
+class Frontend:
+    """Listens, and keeps the connection of each api process. An api that stays away for `reconnect_s` has
+    lost its prompts: `on_gone` is told its id."""
+
+    def __init__(
+        self,
+        reconnect_s: float,
+        on_message: Callable[[str, FromApi], None],
+        on_gone: Callable[[str], None],
+    ) -> None:
+        self._reconnect_s = reconnect_s
+        self._on_message = on_message
+        self._on_gone = on_gone
+        self._connections: dict[str, ApiConnection] = {}
+        self._absent: dict[str, asyncio.TimerHandle] = {}
+
+    async def listen(self, path: str) -> asyncio.Server:
+        """Start to accept connections at `path`, which only this user may use. Raises SocketTaken."""
+        folder = Path(path).parent
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if _answers(path):
+            raise SocketTaken(f"engine.socket: another engine listens on {path}")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_unix_server(lambda: ApiConnection(self).stream, path)
+        os.chmod(path, 0o600)
+        return server
+
+    @property
+    def api_ids(self) -> list[str]:
+        """Api processes that are connected."""
+        return list(self._connections)
+
+    def send(self, api_id: str, message: msgspec.Struct) -> None:
+        """Send to an api process; if it is away, it asks for what it missed when it is back."""
+        connection = self._connections.get(api_id)
+        if connection is not None:
+            connection.stream.send(message)
+
+    def broadcast(self, message: msgspec.Struct) -> None:
+        for connection in self._connections.values():
+            connection.stream.send(message)
+
+    def dispatch(self, connection: ApiConnection, message: FromApi) -> None:
+        """Called by a connection. What comes before a Hello is not for us."""
+        api_id = connection.api_id
+        if api_id is None:
+            connection.stream.close()
+            return
+        if isinstance(message, Hello):
+            timer = self._absent.pop(api_id, None)
+            if timer is not None:
+                timer.cancel()
+            self._connections[api_id] = connection
+        self._on_message(api_id, message)
+
+    def closed(self, connection: ApiConnection) -> None:
+        """Called by a connection."""
+        api_id = connection.api_id
+        if api_id is None or self._connections.get(api_id) is not connection:
+            return
+        del self._connections[api_id]
+        loop = asyncio.get_running_loop()
+        self._absent[api_id] = loop.call_later(self._reconnect_s, self._give_up, api_id)
+
+    def _give_up(self, api_id: str) -> None:
+        del self._absent[api_id]
+        self._on_gone(api_id)
+
+
+def _answers(path: str) -> bool:
+    """Whether somebody accepts connections at this path."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+        return True

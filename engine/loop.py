@@ -1,0 +1,224 @@
+"""The engine: one asyncio loop between api processes and runners. It decides everything, computes nothing.
+
+    python -m engine.loop [--config FILE]
+
+This is the process that `python -m engine` supervises. Exit status 2: the configuration cannot be served,
+and to start again would not help.
+"""
+
+import asyncio
+import itertools
+import logging
+import secrets
+import signal
+import sys
+import time
+
+import uvloop
+
+from engine.admission import Admission, Refusal
+from engine.config import Config, ConfigError, load_config
+from engine.frontend import Frontend, SocketTaken
+from engine.messages import (
+    Abort,
+    Admitted,
+    FromApi,
+    GetStats,
+    Hello,
+    Rejected,
+    Stats,
+    Submit,
+    Tokens,
+    Welcome,
+)
+from engine.model_host import CannotServe, ModelHost
+from engine.stats import collect_samples, collect_status
+
+log = logging.getLogger("fairslice.engine")
+
+INTEGRITY_CHECK_S = 60.0
+
+
+class Engine:
+    """Owns the models, the admission and the connections; everything happens in `_turn` and in the handlers
+    that cause one."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._engine_id = secrets.token_hex(8)
+        self._frontend = Frontend(config.queue.reconnect_s, self._on_message, self._on_api_gone)
+        self._admission = Admission(config.queue)
+        self._prompts: dict[str, ModelHost] = {}
+        pool_ids = itertools.count(1)
+        self._models = {
+            model.served_name: ModelHost(
+                config, model, pool_ids, time.monotonic_ns, self._announce, self._wake
+            )
+            for model in config.models
+        }
+        self._has_turn = False
+        self._draining = False
+        self._idle = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until told to stop. Raises CannotServe, SocketTaken."""
+        loop = asyncio.get_running_loop()
+        server = await self._frontend.listen(self._config.socket_path)
+        try:
+            async with asyncio.TaskGroup() as group:
+                hosts = [group.create_task(host.run()) for host in self._models.values()]
+                checker = group.create_task(self._check_when_idle())
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    loop.add_signal_handler(number, self._drain)
+                await self._idle.wait()
+                for task in (*hosts, checker):
+                    task.cancel()
+        except* (CannotServe, SocketTaken) as failures:
+            raise failures.exceptions[0] from None
+        finally:
+            server.close()
+
+    # ------------------------------------------------------------------ the turn
+
+    def _wake(self) -> None:
+        """Something happened: have one turn for all that happens in this round of the loop."""
+        if not self._has_turn:
+            self._has_turn = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Plan what can be planned, and send what was decided and what was sampled."""
+        self._has_turn = False
+        for host in self._models.values():
+            if host.scheduler is not None and host.scheduler.needs_plan:
+                host.send_plans()
+            self._send_tokens(host)
+        if self._draining and not self._admission.num_prompts:
+            self._idle.set()
+
+    def _send_tokens(self, host: ModelHost) -> None:
+        if host.scheduler is None:
+            return
+        for api_id, deltas in host.scheduler.take_deltas().items():
+            self._frontend.send(api_id, Tokens(deltas=deltas))
+            for delta in deltas:
+                if delta.finish is not None:
+                    self._release(delta.prompt_id)
+
+    def _release(self, prompt_id: str) -> None:
+        self._admission.release(prompt_id)
+        del self._prompts[prompt_id]
+
+    # ------------------------------------------------------------------ messages of api processes
+
+    def _on_message(self, api_id: str, message: FromApi) -> None:
+        match message:
+            case Submit():
+                self._submit(api_id, message)
+            case Abort(prompt_ids=prompt_ids):
+                for prompt_id in prompt_ids:
+                    self._abort(prompt_id)
+            case Hello():
+                self._frontend.send(api_id, self._welcome())
+            case GetStats(serial=serial):
+                self._frontend.send(api_id, self._stats(serial))
+        self._wake()
+
+    def _submit(self, api_id: str, submit: Submit) -> None:
+        try:
+            host = self._host_for(submit)
+            assert host.card is not None
+            assert host.scheduler is not None
+            self._admission.admit(submit, host.card.max_model_len)
+        except Refusal as refusal:
+            rejected = Rejected(
+                request_id=submit.request_id,
+                code=refusal.code,
+                message=refusal.message,
+                retry_after_s=refusal.retry_after_s,
+            )
+            self._frontend.send(api_id, rejected)
+            return
+        now_ns = time.monotonic_ns()
+        for spec in submit.prompts:
+            self._prompts[spec.prompt_id] = host
+            host.scheduler.submit(api_id, submit, spec, now_ns)
+        self._frontend.send(api_id, Admitted(request_id=submit.request_id))
+
+    def _host_for(self, submit: Submit) -> ModelHost:
+        host = self._models.get(submit.model)
+        if host is None:
+            raise Refusal("model_not_found", f"the model {submit.model!r} is not served here")
+        if not host.is_ready:
+            raise Refusal("model_not_ready", f"{submit.model} is not ready: {host.progress}", 5.0)
+        if self._draining and not submit.resubmitted:
+            raise Refusal("shutting_down", "the server is shutting down", 5.0)
+        return host
+
+    def _abort(self, prompt_id: str) -> None:
+        host = self._prompts.get(prompt_id)
+        if host is not None and host.scheduler is not None:
+            host.scheduler.abort(prompt_id, time.monotonic_ns())
+            self._release(prompt_id)
+
+    def _on_api_gone(self, api_id: str) -> None:
+        """An api process stayed away too long: nobody waits for its prompts."""
+        for host in self._models.values():
+            for prompt_id in host.scheduler.prompts_of(api_id) if host.scheduler is not None else ():
+                self._abort(prompt_id)
+        self._wake()
+
+    # ------------------------------------------------------------------ state
+
+    def _announce(self) -> None:
+        self._frontend.broadcast(self._welcome())
+
+    def _welcome(self) -> Welcome:
+        hosts = self._models.values()
+        return Welcome(
+            engine_id=self._engine_id,
+            ready=[host.card for host in hosts if host.is_ready and host.card is not None],
+            loading={host.name: host.progress for host in hosts if not host.is_ready},
+        )
+
+    def _stats(self, serial: int) -> Stats:
+        hosts = list(self._models.values())
+        return Stats(
+            serial=serial,
+            samples=collect_samples(hosts, self._admission),
+            status=collect_status(hosts),
+        )
+
+    def _drain(self) -> None:
+        """Told to stop: accept nothing new, and stop when what is open is done or the time is over."""
+        if self._draining:
+            self._idle.set()
+        self._draining = True
+        asyncio.get_running_loop().call_later(self._config.server.drain_s, self._idle.set)
+        self._wake()
+
+    async def _check_when_idle(self) -> None:
+        """While nothing is open, look now and then whether all pages came back."""
+        while True:
+            await asyncio.sleep(INTEGRITY_CHECK_S)
+            if not self._admission.num_prompts:
+                self._admission.check_integrity()
+                for host in self._models.values():
+                    if host.scheduler is not None:
+                        host.scheduler.check_integrity()
+
+
+def main() -> int:
+    """Run the engine as `sys.argv` says. Returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(name)s: %(message)s")
+    path = sys.argv[2] if sys.argv[1:2] == ["--config"] else None
+    try:
+        uvloop.run(Engine(load_config(path)).run())
+    except (ConfigError, CannotServe, SocketTaken) as error:
+        print(f"fairslice: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

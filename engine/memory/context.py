@@ -1,0 +1,88 @@
+"""A prompt's context: which pages hold its K and V, and where.
+
+A context has at most one *local* copy (in the pool of the device where it runs, or ran last) and one
+*mirror* (in other tiers, page by page wherever there was room). Local copies exist to run; mirrors exist to
+survive preemption. A page, once full, never changes, so a mirror only ever grows at its end; a last page
+that was copied half full is copied again when it has more.
+
+Tables have one entry per page of `page_tokens` positions. ABSENT stands for a page that this copy does not
+have: dropped behind a sliding window, evicted, or never made.
+"""
+
+from dataclasses import dataclass, field
+
+from engine.memory.page import PageLayout
+
+ABSENT = 0  # local pools keep page 0 for padding, and no pool has the id 0, so no page is mistaken for it
+
+_PAGE_BITS = 40
+
+
+def page_ref(pool_id: int, page: int) -> int:
+    """A page of some pool as one integer, so that tables stay flat."""
+    return pool_id << _PAGE_BITS | page
+
+
+def pool_of(ref: int) -> int:
+    return ref >> _PAGE_BITS
+
+
+def page_of(ref: int) -> int:
+    return ref & (1 << _PAGE_BITS) - 1
+
+
+@dataclass(slots=True, eq=False)
+class Context:
+    """The page tables of one prompt; `engine.memory.store.ContextStore` alone changes them."""
+
+    layout: PageLayout
+    computed: int = 0  # positions that exist somewhere
+    mirrored: int = 0  # of those, a prefix that is complete in the mirror
+    mirror_target: int = 0  # what `mirrored` will be when the moves in flight are complete
+    home: int | None = None  # pool id of the local copy
+    local: list[list[int]] = field(init=False)  # [group][page index] -> page of `home`
+    mirror: list[list[int]] = field(init=False)  # [group][page index] -> page_ref
+    live_from: list[int] = field(init=False)  # [group] first page index that is not behind the window
+    num_local: int = 0  # entries of `local` that are not ABSENT
+    moves_in_flight: int = 0
+    is_running: bool = False  # a runner has, or is about to get, a slice with these pages
+    is_closing: bool = False  # its prompt is gone
+
+    def __post_init__(self) -> None:
+        num_groups = len(self.layout.groups)
+        self.local = [[] for _ in range(num_groups)]
+        self.mirror = [[] for _ in range(num_groups)]
+        self.live_from = [0] * num_groups
+
+    @property
+    def num_valid_pages(self) -> int:
+        """Page indices per group that hold computed positions."""
+        return self.layout.num_pages(self.computed)
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether the local copy has positions that the mirror lacks."""
+        return self.mirrored < self.computed
+
+    @property
+    def num_clean_pages(self) -> int:
+        """Page indices whose mirror is complete: to drop the local copy of one loses nothing."""
+        return self.mirrored // self.layout.page_tokens if self.is_dirty else self.num_valid_pages
+
+    def absent(self, end: int) -> list[tuple[int, int]]:
+        """(group, page index) of every live page for positions below `end` that is not in the local copy."""
+        last = self.layout.num_pages(end)
+        missing = []
+        for group, (table, first) in enumerate(zip(self.local, self.live_from, strict=True)):
+            present = min(last, len(table))
+            if self.num_local:
+                missing += [(group, index) for index in range(first, present) if table[index] == ABSENT]
+                first = max(first, present)
+            missing += [(group, index) for index in range(first, last)]
+        return missing
+
+    def num_absent(self, end: int) -> int:
+        """How many pages `absent` would list, without listing them."""
+        last = self.layout.num_pages(end)
+        live = sum(max(0, last - first) for first in self.live_from)
+        return live - self.num_local  # nothing local is behind a window or at `end` or after it

@@ -1,0 +1,235 @@
+"""One served model: its runners, its pools, and the scheduler between them."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from engine.config import Config, DeviceConfig, ModelConfig
+from engine.fairness import make_policy
+from engine.memory.regions import RegionError
+from engine.memory.store import ContextStore
+from engine.messages import (
+    Fault,
+    FromRunner,
+    Load,
+    Loaded,
+    ModelCard,
+    Progress,
+    Ready,
+    Refused,
+    Report,
+    Shutdown,
+)
+from engine.planner import PlannerSettings
+from engine.pools import PoolTable, PoolTooSmall
+from engine.runner_client import RunnerClient
+from engine.scheduler import Scheduler
+
+log = logging.getLogger("fairslice.engine")
+
+MAX_FAILED_STARTS = 3  # of a runner in a row, before the engine gives up
+STEP_TOKENS = {"cpu": 256, "cuda": 2048}  # a step computes at most so many, unless configured
+
+
+class CannotServe(Exception):
+    """A model cannot be served as configured. One line for the operator."""
+
+
+class ModelHost:
+    """Starts the runners of a model and starts them again when they die; `on_change` is called when the
+    model becomes ready or reports progress, `on_work` when the scheduler has something new to plan."""
+
+    def __init__(
+        self,
+        config: Config,
+        model: ModelConfig,
+        pool_ids: Iterator[int],
+        clock: Callable[[], int],
+        on_change: Callable[[], None],
+        on_work: Callable[[], None],
+    ) -> None:
+        self.name = model.served_name
+        self.card: ModelCard | None = None
+        self.scheduler: Scheduler | None = None
+        self.progress = "starting"
+        self.runners: dict[str, RunnerClient] = {}
+        self.messages_to_runners = 0  # of runners that are gone
+        self._config = config
+        self._model = model
+        self._pool_ids = pool_ids
+        self._clock = clock
+        self._on_change = on_change
+        self._on_work = on_work
+        self._pools: PoolTable | None = None
+        self._ready: set[str] = set()
+        self._faulted: set[str] = set()  # devices whose pool must not be trusted
+        self._failure: str | None = None
+        names = model.devices or tuple(device.name for device in config.devices)
+        self._devices = [device for device in config.devices if device.name in names]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether some runner can serve; a model that was ready keeps its queue while runners restart."""
+        return self.card is not None and self.scheduler is not None
+
+    async def run(self) -> None:
+        """Keep a runner on every device, until cancelled. Raises CannotServe."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for device in self._devices:
+                    group.create_task(self._keep_runner(device))
+        except* CannotServe as failures:
+            raise failures.exceptions[0] from None
+        finally:
+            if self._pools is not None:
+                self._pools.close()
+
+    def send_plans(self) -> None:
+        """Let the scheduler plan, and send what it decided."""
+        if self.scheduler is None:
+            return
+        for device_name, plan in self.scheduler.plan(self._clock()):
+            self.runners[device_name].send(plan)
+
+    @property
+    def messages_sent(self) -> int:
+        """Messages to all runners since the start."""
+        return self.messages_to_runners + sum(r.messages_sent for r in self.runners.values())
+
+    # ------------------------------------------------------------------ runners
+
+    async def _keep_runner(self, device: DeviceConfig) -> None:
+        failed_starts = 0
+        while True:
+            runner = RunnerClient(device.name, lambda message: self._on_message(device, message))
+            self.runners[device.name] = runner
+            try:
+                status = await runner.run(self._load_message(device))
+            finally:
+                self.messages_to_runners += runner.messages_sent
+            if self._failure is not None:
+                raise CannotServe(self._failure)
+            was_ready = self._lose(device, status)
+            failed_starts = 0 if was_ready else failed_starts + 1
+            if failed_starts == MAX_FAILED_STARTS:
+                raise CannotServe(f"the runner of {device.name} failed to start {failed_starts} times")
+            await asyncio.sleep(self._config.engine.restart_s)
+
+    def _lose(self, device: DeviceConfig, status: int) -> bool:
+        """A runner is gone. Whether it had been ready."""
+        was_ready = device.name in self._ready
+        trusted = device.name not in self._faulted
+        self._ready.discard(device.name)
+        self._faulted.discard(device.name)
+        log.warning("the runner of %s ended with status %d; starting it again", device.name, status)
+        if was_ready and self.scheduler is not None:
+            self.scheduler.runner_lost(device.name, self._clock(), pool_trusted=trusted)
+            self._on_work()
+        return was_ready
+
+    def _load_message(self, device: DeviceConfig) -> Load:
+        scheduler = self._config.scheduler
+        kind = device.name.partition(":")[0]
+        return Load(
+            model=self.name,
+            source=self._model.path,
+            device=device.name,
+            dtype=None if self._model.dtype == "auto" else self._model.dtype,
+            page_tokens=self._config.memory.page_tokens,
+            max_model_len=self._model.max_model_len,
+            max_batch=scheduler.max_batch,
+            max_step_tokens=scheduler.max_step_tokens or STEP_TOKENS[kind],
+            threads=device.threads or self._cores_per_cpu_device(),
+            seed=self._model.seed,
+            cache_dir=self._config.cache_dir,
+            local_bytes=device.memory,
+        )
+
+    # ------------------------------------------------------------------ messages
+
+    def _on_message(self, device: DeviceConfig, message: FromRunner) -> None:
+        match message:
+            case Report():
+                assert self.scheduler is not None
+                self.scheduler.on_report(device.name, message, self._clock())
+                self._on_work()
+            case Progress(stage=stage, fraction=fraction):
+                self.progress = stage if fraction is None else f"{stage} ({fraction:.0%})"
+                self._on_change()
+            case Loaded():
+                self._attach(device, message)
+            case Ready():
+                self._on_ready(device, message)
+            case Refused(reason=reason):
+                self._failure = reason
+            case Fault(reason=reason, pool_trusted=pool_trusted):
+                log.error("the runner of %s failed: %s", device.name, reason)
+                if not pool_trusted:
+                    self._faulted.add(device.name)
+
+    def _attach(self, device: DeviceConfig, loaded: Loaded) -> None:
+        """The model's shape is known: lay out its pools if this is the first time, and hand them over."""
+        runner = self.runners[device.name]
+        try:
+            if self._pools is None:
+                self._pools = PoolTable(self._config, loaded.layout, self._pool_ids)
+            self._pools.add_local(device, self._num_models_on(device), loaded.free_bytes)
+            limit = self._pools.context_limit(
+                device.name, self._model.max_model_len, loaded.card.max_model_len
+            )
+        except (RegionError, PoolTooSmall) as error:
+            self._failure = str(error)
+            runner.send(Shutdown())
+            return
+        if self.card is None or limit < self.card.max_model_len:
+            self.card = msgspec.structs.replace(loaded.card, max_model_len=limit)
+        attach, descriptors = self._pools.attach(device.name)
+        runner.send(attach)
+        runner.send_descriptors(descriptors)
+
+    def _on_ready(self, device: DeviceConfig, ready: Ready) -> None:
+        """The runner can work: its device joins the scheduler, which is made with the first."""
+        assert self._pools is not None
+        assert self.card is not None
+        held = self._pools.local[device.name]
+        if held.spec.kind == "cuda" and not held.descriptors:
+            held.descriptors += self.runners[device.name].receive_descriptors()
+        if self.scheduler is None:
+            self.scheduler = self._make_scheduler()
+        self._ready.add(device.name)
+        max_batch = self._config.scheduler.max_batch
+        self.scheduler.runner_up(device.name, held.ledger, max_batch, ready.cost)
+        log.info("%s is ready on %s after %.1f s", self.name, device.name, ready.load_s)
+        self._on_change()
+        self._on_work()
+
+    def _make_scheduler(self) -> Scheduler:
+        assert self._pools is not None
+        assert self.card is not None
+        config = self._config.scheduler
+        store = ContextStore(self._pools.layout)
+        store.add_tier(self._pools.host.ledger)
+        settings = PlannerSettings(
+            target_ns=_ns(config.target_ms),
+            slice_ns=_ns(config.slice_ms),
+            min_slice_ns=_ns(config.min_slice_ms),
+            gap_ns=_ns(config.gap_ms),
+            first_slices=config.first_slices,
+            max_model_len=self.card.max_model_len,
+            reserve=self._config.memory.reserve,
+        )
+        return Scheduler(make_policy(config.policy), store, settings)
+
+    def _num_models_on(self, device: DeviceConfig) -> int:
+        return sum(not model.devices or device.name in model.devices for model in self._config.models)
+
+    def _cores_per_cpu_device(self) -> int:
+        num_cpu_devices = sum(each.name.startswith("cpu") for each in self._config.devices)
+        return max(1, len(os.sched_getaffinity(0)) // max(1, num_cpu_devices))
+
+
+def _ns(milliseconds: float) -> int:
+    return round(milliseconds * 1e6)

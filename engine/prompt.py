@@ -1,0 +1,109 @@
+"""A prompt as the scheduler sees it: its tokens, its context, and the slice that it has."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from engine.fairness.policy import Task
+from engine.memory.context import Context
+from engine.messages import FinishReason, Sampling, TokenDelta, TokenLogprobs
+
+if TYPE_CHECKING:
+    from engine.device import Device
+
+
+@dataclass(slots=True)
+class Turn:
+    """The slices that a prompt runs through without a pause, on one device.
+
+    `slice_id` is the slice in force and `next_id` the extension queued behind it, which may turn out void if
+    it crosses the end of the slice on its way.
+    """
+
+    device: "Device"
+    slice_id: int
+    until: int  # number of output tokens at which the last slice queued is used up
+    first_ns: int | None = None  # when its first step was reported
+    next_id: int | None = None
+    is_ending: bool = False  # told to end at the next step boundary
+    is_expiring: bool = False  # nearly used up, and back in the fair queue beside those that wait
+    is_first: bool = False  # lasts until the first token
+
+
+@dataclass(slots=True, eq=False)
+class Prompt:
+    """One prompt from its admission to its end. Ids are the api's; `task` is what policies see."""
+
+    prompt_id: str
+    api_id: str
+    input_ids: list[int]
+    output_ids: list[int]
+    sampling: Sampling
+    task: Task
+    context: Context
+    arrival_ns: int
+    last_token_ns: int  # of the latest token, or the arrival
+    turn: Turn | None = None
+    finish: FinishReason | None = None
+    uncharged_ns: int = 0  # GPU time used in slices that have not ended
+    peak_computed: int = 0  # positions that were computed at some time: below it, computing is recomputing
+    num_sent: int = 0  # output tokens that its api has
+    num_restored: int = 0  # output tokens that it brought along when it was resubmitted
+    num_preemptions: int = 0
+    longest_gap_ns: int = 0
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    error: str | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are known: the context length once all are computed, and one more to feed."""
+        return len(self.input_ids) + len(self.output_ids)
+
+    @property
+    def has_first_token(self) -> bool:
+        return bool(self.output_ids)
+
+    @property
+    def remaining(self) -> int:
+        """Output tokens that it may still sample."""
+        return self.sampling.max_tokens - len(self.output_ids)
+
+    def ids_from(self, start: int) -> list[int]:
+        """Token ids at positions `start` and on."""
+        num_input = len(self.input_ids)
+        if start >= num_input:
+            return self.output_ids[start - num_input :]
+        return self.input_ids[start:] + self.output_ids
+
+    def take_logprobs(
+        self, sampled: TokenLogprobs | None, of_prompt: list[TokenLogprobs | None] | None
+    ) -> None:
+        """Keep what a step reported beside its token."""
+        if sampled is not None:
+            self.logprobs.append(sampled)
+        if of_prompt is not None:
+            self.prompt_logprobs += of_prompt
+
+    def take_delta(self) -> TokenDelta:
+        """What its api does not have yet."""
+        start, self.num_sent = self.num_sent, len(self.output_ids)
+        return TokenDelta(
+            prompt_id=self.prompt_id,
+            start=start,
+            ids=self.output_ids[start:],
+            finish=self.finish,
+            service_ns=self.task.service_ns + self.uncharged_ns,
+            logprobs=self.logprobs[start - self.num_restored :] if self.sampling.logprobs is not None else None,
+            prompt_logprobs=self.prompt_logprobs if start == 0 and self.prompt_logprobs else None,
+            error=self.error,
+        )
+
+    def needs_history(self) -> bool:
+        """Whether the runner has to know the ids before `start`."""
+        sampling = self.sampling
+        return (
+            sampling.grammar is not None
+            or sampling.presence_penalty != 0.0
+            or sampling.frequency_penalty != 0.0
+            or sampling.repetition_penalty != 1.0
+        )

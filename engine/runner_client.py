@@ -1,0 +1,106 @@
+"""The engine's end of a runner: starts the process, speaks with it, and notices when it is gone."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from engine.memory.regions import receive_descriptors, send_descriptors
+from engine.messages import FromRunner
+from engine.wire import MessageStream
+
+EXIT_GRACE_S = 5.0
+
+
+class RunnerClient:
+    """One runner process. `run` returns when it is gone; whoever wants another makes another client."""
+
+    def __init__(self, name: str, on_message: Callable[[FromRunner], None]) -> None:
+        self.name = name
+        self._on_message = on_message
+        self._stream: MessageStream[FromRunner] | None = None
+        self._descriptors: socket.socket | None = None
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def messages_sent(self) -> int:
+        return self._stream.messages_sent if self._stream is not None else 0
+
+    @property
+    def messages_received(self) -> int:
+        return self._stream.messages_received if self._stream is not None else 0
+
+    async def run(self, first: msgspec.Struct) -> int:
+        """Start the process, send it `first`, and deliver its messages until it exits.
+
+        Returns the exit status. If cancelled, the process is asked to end, then killed.
+        """
+        ours, theirs = socket.socketpair()
+        our_descriptors, their_descriptors = socket.socketpair()
+        self._descriptors = our_descriptors
+        closed = asyncio.Event()
+        try:
+            with theirs, their_descriptors:
+                self._process = await self._spawn(theirs.fileno(), their_descriptors.fileno())
+            stream: MessageStream[FromRunner] = MessageStream(
+                FromRunner, self._on_message, lambda _error: closed.set()
+            )
+            await asyncio.get_running_loop().create_unix_connection(lambda: stream, sock=ours)
+            self._stream = stream
+            stream.send(first)
+            await closed.wait()
+            return await self._process.wait()
+        finally:
+            our_descriptors.close()
+            if self._stream is not None:
+                self._stream.close()
+            await self._end()
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Send a message; lost if the runner is gone, which `run` then reports."""
+        if self._stream is not None:
+            self._stream.send(message)
+
+    def send_descriptors(self, descriptors: Sequence[int]) -> None:
+        """Send the descriptors that belong to the `Attach` sent just before."""
+        assert self._descriptors is not None
+        with contextlib.suppress(OSError):  # a runner that is gone is reported by `run`
+            send_descriptors(self._descriptors, descriptors)
+
+    def receive_descriptors(self) -> list[int]:
+        """Descriptors of the pool that the runner made; it sent them before its `Ready`."""
+        assert self._descriptors is not None
+        return receive_descriptors(self._descriptors)
+
+    async def _spawn(self, fd: int, descriptors_fd: int) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "engine.model_runner",
+            "--fd",
+            str(fd),
+            "--pools-fd",
+            str(descriptors_fd),
+            pass_fds=(fd, descriptors_fd),
+            env=os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"},
+        )
+
+    async def _end(self) -> None:
+        """Its socket is closed, so it is exiting; see to it that it does."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        try:
+            async with asyncio.timeout(EXIT_GRACE_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()

@@ -1,0 +1,298 @@
+"""One model's prompts on all its devices: events in, plans and tokens out.
+
+This is the engine without its sockets: the loop feeds it messages and carries out what it decides, and the
+simulator feeds it simulated ones. It holds no clock and awaits nothing.
+"""
+
+from dataclasses import dataclass, field
+
+from engine.device import Device
+from engine.fairness.charging import share
+from engine.fairness.policy import Policy, Task
+from engine.memory.pool import PagePool
+from engine.memory.store import ContextStore
+from engine.messages import (
+    CostModel,
+    EndReason,
+    FinishReason,
+    MoveEnd,
+    Plan,
+    PromptSpec,
+    Report,
+    SliceEnd,
+    Step,
+    Submit,
+    TokenDelta,
+)
+from engine.planner import Planner, PlannerSettings
+from engine.prompt import Prompt
+
+
+@dataclass(slots=True)
+class SchedulerCounters:
+    """Totals since the start."""
+
+    admitted: int = 0
+    finished: dict[str, int] = field(default_factory=dict)  # by finish reason
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    computed_tokens: int = 0
+    recomputed_tokens: int = 0
+    slices: int = 0
+    plans: int = 0
+    wait_ns: int = 0  # compute stood still for a move
+    runners_lost: int = 0
+    longest_gap_ns: int = 0
+
+
+class Scheduler:
+    """Prompts are known by the api's prompt ids. Methods that change what could run set `needs_plan`."""
+
+    def __init__(self, policy: Policy, store: ContextStore, settings: PlannerSettings) -> None:
+        self.policy = policy
+        self.store = store
+        self.planner = Planner(policy, store, settings)
+        self.counters = SchedulerCounters()
+        self.prompts: dict[str, Prompt] = {}
+        self.devices: dict[str, Device] = {}
+        self.needs_plan = False
+        self._has_news: dict[Prompt, None] = {}  # tokens or an end that its api was not sent yet
+        self._serial = 0
+
+    # ------------------------------------------------------------------ prompts
+
+    def submit(self, api_id: str, submit: Submit, spec: PromptSpec, now_ns: int) -> None:
+        """Admit a prompt, or send again what its api has not received of one that is here."""
+        known = self.prompts.get(spec.prompt_id)
+        if known is not None:
+            known.api_id = api_id
+            known.num_sent = len(spec.output_ids)
+            self._has_news[known] = None
+            return
+        self._serial += 1
+        task = Task(
+            serial=self._serial,
+            tenant=submit.tenant,
+            weight=submit.weight,
+            nice=submit.nice,
+            arrival_ns=now_ns,
+            latency_ns=submit.latency_ns,
+            service_ns=spec.service_ns,
+        )
+        prompt = Prompt(
+            prompt_id=spec.prompt_id,
+            api_id=api_id,
+            input_ids=spec.input_ids,
+            output_ids=list(spec.output_ids),
+            sampling=spec.sampling,
+            task=task,
+            context=self.store.open(),
+            arrival_ns=now_ns,
+            last_token_ns=now_ns,
+            num_sent=len(spec.output_ids),
+            num_restored=len(spec.output_ids),
+        )
+        self.prompts[prompt.prompt_id] = prompt
+        self.counters.admitted += 1
+        self.counters.prompt_tokens += len(prompt.input_ids)
+        self.planner.enqueue(prompt, now_ns)
+        self.needs_plan = True
+
+    def abort(self, prompt_id: str, now_ns: int) -> None:
+        """The prompt's client is gone: free what it has, at once or as soon as nothing touches it."""
+        prompt = self.prompts.get(prompt_id)
+        if prompt is not None:
+            self._finish(prompt, FinishReason.ABORT, now_ns)
+
+    def take_deltas(self) -> dict[str, list[TokenDelta]]:
+        """What has not been sent yet, by api id. A finished prompt is forgotten with its last delta."""
+        deltas: dict[str, list[TokenDelta]] = {}
+        for prompt in self._has_news:
+            deltas.setdefault(prompt.api_id, []).append(prompt.take_delta())
+            if prompt.finish is not None:
+                del self.prompts[prompt.prompt_id]
+        self._has_news.clear()
+        return deltas
+
+    # ------------------------------------------------------------------ runners
+
+    def runner_up(self, name: str, pool: PagePool, max_batch: int, cost: CostModel) -> None:
+        """A runner is ready. `pool` is its local pool; the same as before if it took over from one that
+        was lost."""
+        device = self.devices.get(name)
+        if device is None:
+            self.store.add_local_pool(pool)
+            step_ns = max(1.0, cost.step_ns + cost.decode_ns)
+            device = Device(name, pool.pool_id, max_batch, cost, step_ns)
+            self.devices[name] = device
+            self.planner.devices.append(device)
+        device.is_up = True
+        self.needs_plan = True
+
+    def runner_lost(self, name: str, now_ns: int, *, pool_trusted: bool) -> None:
+        """A runner is gone. Its prompts wait again with the positions that it had reported; if its pool
+        cannot be trusted, with those that are mirrored."""
+        device = self.devices[name]
+        device.is_up = False
+        device.outbox.take()
+        self.counters.runners_lost += 1
+        self.store.lose_moves(device.pool_id)
+        for prompt in list(device.running):
+            self._leave(prompt, now_ns)
+        for context in set(device.cancelled.values()):
+            self.store.stop(context)
+        device.cancelled.clear()
+        if not pool_trusted:
+            for context in [c for c in self.store.contexts if c.home == device.pool_id]:
+                self.store.lose_local(context)
+        self.needs_plan = True
+
+    def on_report(self, name: str, report: Report, now_ns: int) -> None:
+        """A runner made steps, ended slices, completed moves."""
+        device = self.devices[name]
+        for step in report.steps:
+            self._on_step(device, step, now_ns)
+        for end in report.ends:
+            self._on_slice_end(device, end, now_ns)
+        for move in report.moves:
+            self._on_move_end(move)
+
+    def plan(self, now_ns: int) -> list[tuple[str, Plan]]:
+        """Decide what runs next; the plans to send, by device. Call when `needs_plan`."""
+        self.needs_plan = False
+        self.planner.plan(now_ns)
+        plans = []
+        for device in self.devices.values():
+            num_slices = len(device.outbox.slices) + len(device.outbox.extensions)
+            plan = device.outbox.take() if device.is_up else None
+            if plan is not None:
+                self.counters.plans += 1
+                self.counters.slices += num_slices
+                plans.append((device.name, plan))
+        return plans
+
+    # ------------------------------------------------------------------ reports
+
+    def _on_step(self, device: Device, step: Step, now_ns: int) -> None:
+        shares = share(step.step_ns, step.fed, step.computed, step.tokens, device.cost)
+        is_decode = sum(step.fed) == len(step.fed)
+        device.observe_step(step.step_ns, step.idle_ns, is_decode=is_decode)
+        for row, slice_id in enumerate(step.slice_ids):
+            prompt = device.by_slice.get(slice_id)
+            if prompt is None:
+                continue  # cancelled
+            turn, token = prompt.turn, step.tokens[row]
+            assert turn is not None
+            prompt.uncharged_ns += shares[row]
+            self._on_computed(prompt, step.fed[row], step.computed[row])
+            if turn.first_ns is None:
+                turn.first_ns = now_ns
+            if slice_id == turn.next_id:
+                device.by_slice.pop(turn.slice_id)
+                turn.slice_id, turn.next_id = turn.next_id, None
+            if token is not None:
+                self._on_token(prompt, token, now_ns)
+                self.needs_plan |= self.planner.is_nearly_used_up(prompt)
+            prompt.take_logprobs(step.logprobs.get(row), step.prompt_logprobs.get(row))
+
+    def _on_computed(self, prompt: Prompt, fed: int, computed: int) -> None:
+        again = max(0, min(prompt.peak_computed, computed) - (computed - fed))
+        prompt.peak_computed = max(prompt.peak_computed, computed)
+        prompt.context.computed = computed
+        self.counters.recomputed_tokens += again
+        self.counters.computed_tokens += fed
+
+    def _on_token(self, prompt: Prompt, token: int, now_ns: int) -> None:
+        if prompt.has_first_token:
+            prompt.longest_gap_ns = max(prompt.longest_gap_ns, now_ns - prompt.last_token_ns)
+            self.counters.longest_gap_ns = max(self.counters.longest_gap_ns, prompt.longest_gap_ns)
+        else:
+            self.planner.on_first_token(prompt, now_ns)
+            self.needs_plan = True
+        prompt.output_ids.append(token)
+        prompt.last_token_ns = now_ns
+        self.counters.output_tokens += 1
+        self._has_news[prompt] = None
+
+    def _on_slice_end(self, device: Device, end: SliceEnd, now_ns: int) -> None:
+        self.needs_plan = True
+        cancelled = device.cancelled.get(end.slice_id)
+        if cancelled is not None:
+            device.cancelled = {i: c for i, c in device.cancelled.items() if c is not cancelled}
+            self.store.stop(cancelled)
+            return
+        prompt = device.by_slice[end.slice_id]
+        prompt.context.computed = end.computed
+        reason = _FINISHED.get(end.reason)
+        if reason is None:
+            self._leave(prompt, now_ns)
+            return
+        prompt.error = end.error
+        self.planner.leave_device(prompt, now_ns)
+        self._finish(prompt, reason, now_ns)
+
+    def _on_move_end(self, end: MoveEnd) -> None:
+        self.counters.wait_ns += end.wait_ns
+        self.store.finish_move(end.move_id, end.duration_ns)
+        self.needs_plan = True
+
+    def _leave(self, prompt: Prompt, now_ns: int) -> None:
+        """The prompt's turn is over and it is not finished: it waits for the next."""
+        assert prompt.turn is not None
+        is_queued = prompt.turn.is_expiring
+        self.planner.leave_device(prompt, now_ns)
+        if self.policy.recomputes:
+            self.store.drop(prompt.context)
+        if not is_queued:
+            self.planner.requeue(prompt, now_ns)
+
+    def _finish(self, prompt: Prompt, reason: FinishReason, now_ns: int) -> None:
+        """End the prompt for good, wherever it is. An aborted one has nobody to tell."""
+        if prompt.finish is not None:
+            return
+        prompt.finish = reason
+        self.counters.finished[reason] = self.counters.finished.get(reason, 0) + 1
+        if prompt.turn is not None:
+            self.planner.cancel(prompt)
+        self.planner.forget(prompt, now_ns)
+        self.store.close(prompt.context)
+        if reason is FinishReason.ABORT:
+            self._has_news.pop(prompt, None)
+            del self.prompts[prompt.prompt_id]
+        else:
+            self._has_news[prompt] = None
+        self.needs_plan = True
+
+    # ------------------------------------------------------------------ state
+
+    def prompts_of(self, api_id: str) -> list[str]:
+        """Ids of the prompts that an api process has here."""
+        return [prompt_id for prompt_id, prompt in self.prompts.items() if prompt.api_id == api_id]
+
+    def num_running(self) -> int:
+        return sum(len(device.running) for device in self.devices.values())
+
+    def num_waiting(self) -> int:
+        return sum(p.turn is None and p.finish is None for p in self.prompts.values())
+
+    def service_by_tenant(self) -> dict[str, int]:
+        """GPU time charged to each tenant so far, in nanoseconds."""
+        return self.planner.service_ns
+
+    def pool_name(self, pool_id: int) -> str:
+        """The device that a pool belongs to, or "host"."""
+        names = {device.pool_id: device.name for device in self.devices.values()}
+        return names.get(pool_id, "host")
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if queues, turns and pages contradict each other."""
+        self.store.check_integrity()
+        self.planner.check_integrity()
+        assert len(self.store.contexts) >= sum(p.finish is None for p in self.prompts.values())
+
+
+_FINISHED = {
+    EndReason.STOP: FinishReason.STOP,
+    EndReason.LENGTH: FinishReason.LENGTH,
+    EndReason.FAILED: FinishReason.ERROR,
+}

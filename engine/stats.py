@@ -1,0 +1,135 @@
+"""What the engine tells of itself: samples for Prometheus and a snapshot for people.
+
+Names follow vLLM where the meaning is the same, so that its dashboards work; `fairslice:` is ours.
+"""
+
+from collections.abc import Iterator
+
+from engine.admission import Admission
+from engine.messages import Sample
+from engine.model_host import ModelHost
+from engine.scheduler import Scheduler
+
+
+def collect_samples(hosts: list[ModelHost], admission: Admission) -> list[Sample]:
+    """All metrics of the engine."""
+    samples = [
+        Sample(
+            name="fairslice:open_prompts",
+            help="Prompts that were accepted and have not ended.",
+            kind="gauge",
+            value=admission.num_prompts,
+        )
+    ]
+    for host in hosts:
+        if host.scheduler is not None:
+            samples += _of_scheduler(host.scheduler, host.name)
+            samples.append(_counter("plans_sent", "Messages to runners.", host.messages_sent, host.name))
+    return samples
+
+
+def collect_status(hosts: list[ModelHost]) -> dict[str, object]:
+    """A snapshot of models, devices, tiers and tenants, as plain values."""
+    return {"models": {host.name: _status(host) for host in hosts}}
+
+
+def _counter(name: str, text: str, value: float, model: str, **labels: str) -> Sample:
+    return Sample(
+        name=f"fairslice:{name}",
+        help=text,
+        kind="counter",
+        value=value,
+        labels={"model_name": model, **labels},
+    )
+
+
+def _gauge(name: str, text: str, value: float, model: str, **labels: str) -> Sample:
+    labels = {"model_name": model, **labels}
+    return Sample(name=name, help=text, kind="gauge", value=value, labels=labels)
+
+
+def _of_scheduler(scheduler: Scheduler, model: str) -> Iterator[Sample]:
+    counters, store = scheduler.counters, scheduler.store.counters
+    running, waiting = scheduler.num_running(), scheduler.num_waiting()
+    yield _gauge("vllm:num_requests_running", "Prompts that have a slice now.", running, model)
+    yield _gauge("vllm:num_requests_waiting", "Prompts that wait for a slice.", waiting, model)
+    yield _counter("preemptions", "Turns ended for another prompt.", scheduler.planner.num_preemptions, model)
+    yield _counter("slices", "Slices given.", counters.slices, model)
+    yield _counter("plans", "Plans sent to runners.", counters.plans, model)
+    yield _counter("computed_tokens", "Positions computed.", counters.computed_tokens, model)
+    yield _counter("recomputed_tokens", "Of those, computed again.", counters.recomputed_tokens, model)
+    yield _counter("output_tokens", "Tokens sampled.", counters.output_tokens, model)
+    yield _counter("evicted_pages", "Local pages dropped that had a mirror.", store.evicted_pages, model)
+    yield _counter("dropped_contexts", "Contexts that found no place.", store.dropped_contexts, model)
+    yield _counter("move_wait_seconds", "Compute waited for moves.", counters.wait_ns / 1e9, model)
+    yield _counter("runners_lost", "Runners that died.", counters.runners_lost, model)
+    yield _gauge(
+        "fairslice:longest_gap_seconds",
+        "Longest time between two tokens of a prompt so far.",
+        counters.longest_gap_ns / 1e9,
+        model,
+    )
+    yield from _of_devices(scheduler, model)
+    yield from _of_moves(scheduler, model)
+    for tenant, service_ns in scheduler.service_by_tenant().items():
+        text = "GPU time charged."
+        yield _counter("tenant_service_seconds", text, service_ns / 1e9, model, tenant=tenant)
+
+
+def _of_devices(scheduler: Scheduler, model: str) -> Iterator[Sample]:
+    for device in scheduler.devices.values():
+        pool = scheduler.store.local_pools[device.pool_id]
+        name = device.name
+        yield _gauge(
+            "vllm:kv_cache_usage_perc",
+            "Part of the page pool that is in use, 0 to 1.",
+            pool.num_used / max(1, pool.num_usable),
+            model,
+            device=name,
+        )
+        yield _counter("busy_seconds", "Time in steps.", device.busy_ns / 1e9, model, device=name)
+        yield _counter("idle_seconds", "Idle with work queued.", device.idle_ns / 1e9, model, device=name)
+        yield _counter("steps", "Steps made.", device.num_steps, model, device=name)
+        yield _gauge("fairslice:device_up", "Whether its runner works.", device.is_up, model, device=name)
+    for tier in scheduler.store.tiers.values():
+        text = "Pages of a tier that are in use."
+        yield _gauge("fairslice:tier_pages_used", text, tier.num_used, model, pool=str(tier.pool_id))
+
+
+def _of_moves(scheduler: Scheduler, model: str) -> Iterator[Sample]:
+    page_bytes = scheduler.store.layout.page_bytes
+    counters = scheduler.store.counters
+    for (src, dst), num_pages in counters.moved_pages.items():
+        path = {"src": scheduler.pool_name(src), "dst": scheduler.pool_name(dst)}
+        yield _counter("moved_bytes", "Bytes of pages moved.", num_pages * page_bytes, model, **path)
+        moved_s = counters.moved_ns[src, dst] / 1e9
+        yield _counter("move_seconds", "Time that moves took.", moved_s, model, **path)
+
+
+def _status(host: ModelHost) -> dict[str, object]:
+    scheduler = host.scheduler
+    if scheduler is None:
+        return {"ready": False, "progress": host.progress}
+    devices = {
+        device.name: {
+            "up": device.is_up,
+            "running": len(device.running),
+            "step_ms": device.step_ns / 1e6,
+            "pages_used": scheduler.store.local_pools[device.pool_id].num_used,
+            "pages": scheduler.store.local_pools[device.pool_id].num_usable,
+            "pid": host.runners[device.name].pid,
+        }
+        for device in scheduler.devices.values()
+    }
+    tiers = {
+        scheduler.pool_name(tier.pool_id): {"pages_used": tier.num_used, "pages": tier.num_usable}
+        for tier in scheduler.store.tiers.values()
+    }
+    return {
+        "ready": host.is_ready,
+        "running": scheduler.num_running(),
+        "waiting": scheduler.num_waiting(),
+        "page_bytes": scheduler.store.layout.page_bytes,
+        "devices": devices,
+        "tiers": tiers,
+    }
