@@ -25,7 +25,7 @@ GrammarBits = Callable[[Sequence[StepRow]], torch.Tensor]
 def choose_tokens(logits: torch.Tensor, rows: Sequence[StepRow], grammar_bits: GrammarBits) -> torch.Tensor:
     """Sample a token int64 for each of `rows` from `logits` `[rows, vocab]`, which are left as they are."""
     samplings = [step.row.sampling for step in rows]
-    edits = [_is_edited(step) for step in rows]
+    edits = [is_edited(step) for step in rows]
     if not any(edits) and all(sampling.temperature == 0 for sampling in samplings):
         return logits.argmax(dim=-1)
     logits = logits.float()
@@ -66,7 +66,8 @@ def _must_not_stop(step: StepRow) -> bool:
     return bool(sampling.stop_token_ids) and output_index(step) < sampling.min_tokens
 
 
-def _is_edited(step: StepRow) -> bool:
+def is_edited(step: StepRow) -> bool:
+    """Whether the row's logits are changed by penalties, bias or masks before its token is drawn."""
     sampling = step.row.sampling
     has_edits = bool(sampling.logit_bias) or sampling.grammar is not None
     return has_edits or _has_penalty(sampling) or _must_not_stop(step)
