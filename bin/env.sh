@@ -24,7 +24,7 @@ has_nvidia_driver() {
 }
 
 pip_install() {
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$@"
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt "$@"
 }
 
 # Without an NVIDIA driver the CPU build of torch does, and is a tenth of the size. PyPI has no such build for
@@ -57,7 +57,8 @@ prepare_env() {
     fi
     wanted=$(wanted_hash "$build $PWD")
     stamp=.venv/.stamp-$purpose
-    if [[ $(cat "$stamp" 2>/dev/null) != "$wanted" ]]; then
+    # What it takes to test includes what it takes to serve.
+    if ! grep -qsx "$wanted" "$stamp" .venv/.stamp-test; then
         say "Installing the pinned dependencies into .venv (a minute or two, once)"
         pip_install pip setuptools
         install_torch "$build"

@@ -14,6 +14,9 @@ class BadModel(ModelError):
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message; libraries write whole paragraphs."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    """The first line of an error's message, and the second where the first only introduces it; libraries
+    write whole paragraphs."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]

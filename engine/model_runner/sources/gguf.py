@@ -7,7 +7,8 @@ reads it for the config, for the tokenizer and for the weights.
 import hashlib
 import io
 import os
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import torch
@@ -41,26 +42,31 @@ def converted(file: Path, cache: Path, on_progress: OnProgress) -> Path:
 
 
 def convert(file: Path, folder: Path, on_progress: OnProgress) -> None:
-    """Write the model and the tokenizer of `file` into `folder`, which exists. Raises BadModel."""
-    try:
-        with quiet_transformers():
-            on_progress(f"converting {file.name}: tokenizer", 0.0)
+    """Write the model and the tokenizer of `file` into `folder`, which exists. Raises BadModel, OSError."""
+    with quiet_transformers():
+        on_progress(f"converting {file.name}: tokenizer", 0.0)
+        with _file_to_blame(file):
             place = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
             tokenizer = AutoTokenizer.from_pretrained(**place, local_files_only=True)
-            tokenizer.save_pretrained(folder)
-            on_progress(f"converting {file.name}: weights", 0.4)
+        tokenizer.save_pretrained(folder)
+        on_progress(f"converting {file.name}: weights", 0.4)
+        with _file_to_blame(file):
             model = _read_model(file)
-            on_progress(f"converting {file.name}: writing", 0.95)
-            model.save_pretrained(folder)
-    except _BROKEN as error:
-        raise BadModel(f"{file}: not a usable GGUF file: {one_line(error)}") from error
+        on_progress(f"converting {file.name}: writing", 0.95)
+        model.save_pretrained(folder)
     on_progress(f"converting {file.name}: done", 1.0)
 
 
-# What readers of a file in a binary format raise when the file is truncated, damaged or of an unknown kind.
-_BROKEN = (
-    OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, NotImplementedError, OverflowError
-)  # fmt: skip
+@contextmanager
+def _file_to_blame(file: Path) -> Iterator[None]:
+    """Turn what goes wrong while `file` is read into a BadModel. The readers check little of a damaged or
+    unusual file and raise whatever comes of it, tokenizers even a plain Exception; so all is caught."""
+    try:
+        yield
+    except BadModel:
+        raise
+    except Exception as error:
+        raise BadModel(f"{file}: not a usable GGUF file: {one_line(error)}") from error
 
 
 def _read_model(file: Path) -> PreTrainedModel:
