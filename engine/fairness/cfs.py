@@ -19,6 +19,7 @@ class LeastServedQueue(Generic[E]):
 
     def __init__(self, entries: "SortedList | BisectList[E]", granularity_ns: int) -> None:
         self._entries = entries
+        self._add = entries.add
         self._granularity_ns = granularity_ns
 
     def __len__(self) -> int:
@@ -28,7 +29,7 @@ class LeastServedQueue(Generic[E]):
         return (entity.vruntime_ns, entity.serial, entity) in self._entries
 
     def add(self, entity: E) -> None:
-        self._entries.add((entity.vruntime_ns, entity.serial, entity))
+        self._add((entity.vruntime_ns, entity.serial, entity))
 
     def remove(self, entity: E) -> None:
         self._entries.remove((entity.vruntime_ns, entity.serial, entity))

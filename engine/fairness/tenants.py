@@ -55,6 +55,9 @@ class Accounts:
     def __len__(self) -> int:
         return len(self._accounts)
 
+    def __getitem__(self, tenant: str) -> Account:
+        return self._accounts[tenant]
+
     def get(self, tenant: str) -> Account | None:
         return self._accounts.get(tenant)
 

@@ -23,6 +23,7 @@ from engine.fairness.tenants import Account, Accounts
 from engine.fairness.weights import nice_load, virtual
 
 _LEARNING_SHIFT = 3  # a stint moves the expected cost by an eighth of the difference
+_LEARNING_ROUNDING = (1 << _LEARNING_SHIFT) - 1  # up, or a cost of 0 could be learnt
 
 
 class TwoLevelPolicy:
@@ -76,17 +77,20 @@ class TwoLevelPolicy:
 
     def take(self, task: Task, now_ns: int) -> None:
         assert task.is_queued
-        account = self._account(task)
+        account = self._accounts[task.tenant]
         self._tenants.remove(account)
         account.queue.remove(task)
         self._start_stint(account, task)
 
     def put_back(self, task: Task, now_ns: int) -> None:
         assert not task.is_queued
-        account = self._account(task)
-        self._withdraw(account)
+        account = self._accounts[task.tenant]
         if task.stint_ns:
             self._learn(task.stint_ns)
+        if account.num_waiting and not task.projected_ns and task.latency_ns is None:
+            self._let_wait(account, task)  # nothing that its tenant's place depends on changes
+            return
+        self._withdraw(account)
         self._refund(account, task)
         self._enqueue(account, task)
 
@@ -100,7 +104,7 @@ class TwoLevelPolicy:
         self._charge_tenant(account, task, service_ns)
 
     def leave(self, task: Task, now_ns: int) -> None:
-        account = self._account(task)
+        account = self._accounts[task.tenant]
         self._withdraw(account)
         if task.is_queued:
             account.queue.remove(task)
@@ -116,7 +120,7 @@ class TwoLevelPolicy:
         """As in the kernel, the two are compared where they differ: prompts of one tenant with each other,
         those of two tenants by their tenants."""
         assert waiting.is_queued
-        ours, theirs = self._account(waiting), self._account(running)
+        ours, theirs = self._accounts[waiting.tenant], self._accounts[running.tenant]
         if ours is theirs:
             return ours.queue.outranks(waiting, running)
         return self._tenants.outranks(ours, theirs)
@@ -133,11 +137,6 @@ class TwoLevelPolicy:
         for account in self._accounts:
             account.queue.check_integrity()
             assert (account in self._tenants) == (account.num_waiting > 0)
-
-    def _account(self, task: Task) -> Account:
-        account = self._accounts.get(task.tenant)
-        assert account is not None, f"prompt {task.serial} of {task.tenant} has not joined"
-        return account
 
     def _withdraw(self, account: Account) -> None:
         """Take a tenant out of the queue, if it is there, so that its numbers may change."""
@@ -158,11 +157,14 @@ class TwoLevelPolicy:
         if not account.num_waiting:
             allowance_ns = virtual(self._expected_ns // 2, account.load)
             account.vruntime_ns = max(account.vruntime_ns, self._clock.now_ns - allowance_ns)
+        self._let_wait(account, task)
+        self._tenants.add(account)
+
+    def _let_wait(self, account: Account, task: Task) -> None:
         account.queue.add(task)
         account.num_waiting += 1
         task.is_queued = True
         self._num_queued += 1
-        self._tenants.add(account)
 
     def _start_stint(self, account: Account, task: Task) -> None:
         """`task` was taken out of the queue, and its tenant withdrawn."""
@@ -184,8 +186,9 @@ class TwoLevelPolicy:
 
     def _learn(self, stint_ns: int) -> None:
         """Stints that were longer than a slice, because nobody waited, count as one."""
-        error_ns = min(stint_ns, self._slice_ns) - self._expected_ns
-        self._expected_ns = max(1, self._expected_ns + (error_ns >> _LEARNING_SHIFT))
+        if stint_ns > self._slice_ns:
+            stint_ns = self._slice_ns
+        self._expected_ns += (stint_ns - self._expected_ns + _LEARNING_ROUNDING) >> _LEARNING_SHIFT
 
     def _charge_task(self, account: Account, task: Task, service_ns: int) -> None:
         task.service_ns += service_ns
