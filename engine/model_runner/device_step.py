@@ -1,0 +1,165 @@
+"""A step of a model on a device with paged kernels: inputs, forward pass, next tokens.
+
+Nothing here waits for the device, except for rows that need their own past (penalties, grammars) and for the
+log-probabilities of a prompt.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from engine.memory.page import PageLayout
+from engine.model_runner.batch import StepRow
+from engine.model_runner.kernels.attention import PagedKernels, StepLimits
+from engine.model_runner.kernels.prefill import tile_tokens, tiles_of
+from engine.model_runner.sampler import sample
+from engine.model_runner.slot_state import SlotState, upload
+from engine.model_runner.step_plan import StepPlan
+
+Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""ids [1, n], positions [1, n], keep [k] (indices of tokens) -> logits [k, vocab]."""
+
+_TRACED_TOKENS, _TRACED_LOGITS = 24, 5  # sizes of the traced call: different, or they would be taken for one
+
+
+@dataclass(frozen=True, slots=True)
+class StepOptions:
+    """`fixed_splits`: attention rounds the same way whatever else is in the batch."""
+
+    max_batch: int
+    max_step_tokens: int
+    max_model_len: int
+    compile: bool = True
+    fixed_splits: bool = False
+
+
+class DeviceStep:
+    """Buffers and forward pass of one model over one pool; see `CudaExecutor`.
+
+    `tokens` int64 and `logits` `[rows, vocab]` hold what the last decode step left.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, layout: PageLayout, pool: torch.Tensor, options: StepOptions
+    ) -> None:
+        text = model.config.get_text_config()
+        limits = StepLimits(
+            options.max_batch, options.max_step_tokens, layout.num_pages(options.max_model_len) + 1
+        )
+        self.device = pool.device
+        self.limits = limits
+        self.paged = PagedKernels(
+            pool, layout, text.num_attention_heads, limits, fixed_splits=options.fixed_splits
+        )
+        self.state = SlotState(self.paged.tables)
+        self.tokens = torch.zeros(limits.rows, dtype=torch.int64, device=self.device)
+        self.logits = torch.zeros(limits.rows, text.vocab_size, dtype=model.dtype, device=self.device)
+        self._rows = torch.arange(limits.rows, device=self.device)
+        self._tile_tokens = tile_tokens(text.num_attention_heads // layout.kv_heads)
+        self._forward = _make_forward(model, self.paged, compiled=options.compile)
+
+    def send_decode(self, rows: Sequence[StepRow], size: int) -> None:
+        """Slots and positions of a decode step padded to `size` rows."""
+        count = len(rows)
+        columns = np.zeros((2, size), dtype=np.int64)
+        columns[0, :count] = [step.row.slot for step in rows]
+        columns[0, count:] = self.state.padding_slot
+        columns[1, :count] = [step.start for step in rows]
+        _send(columns[0], self.paged.slots)
+        _send(columns[1], self.paged.positions)
+
+    def decode_greedy(self, size: int) -> None:
+        """Decode the rows in `paged.slots`; their likeliest tokens become `tokens` and their last tokens."""
+        tokens = self._decode(size).argmax(dim=-1)
+        self.state.last_tokens.index_copy_(0, self.paged.slots[:size], tokens)
+        self.tokens[:size].copy_(tokens)
+
+    def decode_logits(self, size: int) -> None:
+        """Decode the rows in `paged.slots` as far as their `logits`."""
+        self.logits[:size].copy_(self._decode(size))
+
+    def mixed(self, plan: StepPlan) -> torch.Tensor:
+        """Logits `[keep, vocab]` of a step of any kind."""
+        num_tokens = len(plan.positions)
+        assert num_tokens <= self.limits.tokens, "more tokens in a step than its buffers hold"
+        _send(plan.slots, self.paged.slots)
+        _send(plan.positions, self.paged.positions)
+        ids = upload(plan.ids, self.device)
+        if plan.num_decoding:
+            slots = self.paged.slots[: plan.num_decoding]
+            ids[: plan.num_decoding] = self.state.last_tokens.index_select(0, slots)
+        tiles = tiles_of(plan.chunks, self._tile_tokens)
+        if tiles:
+            _send(np.array(tiles, dtype=np.int32), self.paged.tiles)
+        self.paged.plan(plan.num_decoding, len(tiles))
+        positions = self.paged.positions[:num_tokens]
+        return self._run(ids, positions, upload(plan.keep, self.device))
+
+    def draw(self, logits: torch.Tensor, rows: Sequence[StepRow]) -> torch.Tensor:
+        """Tokens of `rows` from their `logits`, by the parameters that the device has for their slots."""
+        if all(step.row.sampling.temperature == 0 for step in rows):
+            return logits.argmax(dim=-1)
+        columns = [[step.row.slot for step in rows], [step.start + step.count for step in rows]]
+        slots, positions = upload(np.array(columns, dtype=np.int64), self.device)
+        return sample(logits.float(), self.state.draw(rows, slots, positions))
+
+    def remember(self, rows: Sequence[StepRow], tokens: torch.Tensor) -> None:
+        """What `rows` sampled is what they feed next."""
+        slots = upload(np.array([step.row.slot for step in rows], dtype=np.int64), self.device)
+        self.state.last_tokens.index_copy_(0, slots, tokens)
+
+    def trace(self) -> None:
+        """Compile (if so configured) for any number of tokens, with a step that touches only the scrap page."""
+        num_tokens = min(_TRACED_TOKENS, self.limits.tokens)
+        padding = self.state.padding_slot
+        plan = StepPlan(
+            order=(),
+            num_decoding=1,
+            slots=np.array([padding], dtype=np.int64),
+            positions=np.zeros(num_tokens, dtype=np.int64),
+            ids=np.zeros(num_tokens, dtype=np.int64),
+            chunks=((1, num_tokens - 1, 0, padding),),
+            sampled=(),
+            keep=np.zeros(_TRACED_LOGITS, dtype=np.int64),
+            prompt_logits={},
+        )
+        self.mixed(plan)
+
+    def _decode(self, size: int) -> torch.Tensor:
+        ids = self.state.last_tokens.index_select(0, self.paged.slots[:size])
+        self.paged.plan(size, 0)
+        return self._run(ids, self.paged.positions[:size], self._rows[:size])
+
+    def _run(self, ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        return self._forward(ids.unsqueeze(0), positions.unsqueeze(0), keep)
+
+
+def _make_forward(model: PreTrainedModel, paged: PagedKernels, *, compiled: bool) -> Forward:
+    def forward(ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        output = model(
+            input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=keep, paged=paged
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    if not compiled:
+        return forward
+    run: Forward = torch.compile(forward)
+
+    def with_marks(ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        for tensor, dim in ((ids, 1), (positions, 1), (keep, 0)):
+            torch._dynamo.mark_dynamic(tensor, dim)
+        return run(ids, positions, keep)
+
+    return with_marks
+
+
+def _send(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]], target: torch.Tensor) -> None:
+    """Write an array to the start of a buffer on the device, without waiting for the device."""
+    tensor = torch.from_numpy(array)
+    if target.is_cuda:
+        tensor = tensor.pin_memory()
+    target[: len(array)].copy_(tensor, non_blocking=True)
