@@ -78,7 +78,7 @@ def check_files(folder: Path) -> None:
 
 def has_chat_template(folder: Path) -> bool:
     """Whether the tokenizer of `folder` knows how to write a conversation."""
-    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+    if (folder / "chat_template.jinja").is_file():
         return True
     file = folder / "tokenizer_config.json"
     return file.is_file() and bool(read_json(file).get("chat_template"))
