@@ -357,11 +357,13 @@ class Loaded(Message, frozen=True, kw_only=True):
 
 
 class Ready(Message, frozen=True, kw_only=True):
-    """Pools are mapped, the self-test passed, kernels are warm. `local_pages` counts page 0."""
+    """Pools are mapped, the self-test passed, kernels are warm. `local_pages` counts page 0. `unreachable`
+    are pools that this device cannot move pages to or from, and why."""
 
     local_pages: int
     load_s: float
     cost: "CostModel"
+    unreachable: dict[int, str] = {}
 
 
 class CostModel(Part, frozen=True, kw_only=True):

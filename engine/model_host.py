@@ -221,7 +221,8 @@ class ModelHost:
             max_model_len=self.card.max_model_len,
             reserve=self._config.memory.reserve,
         )
-        return Scheduler(make_policy(config.policy), store, settings)
+        policy = make_policy(config.policy, slice_ns=settings.slice_ns, granularity_ns=settings.min_slice_ns)
+        return Scheduler(policy, store, settings)
 
     def _num_models_on(self, device: DeviceConfig) -> int:
         return sum(not model.devices or device.name in model.devices for model in self._config.models)

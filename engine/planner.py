@@ -21,6 +21,7 @@ MAX_PASSED_OVER = 8  # prompts in fair order that may find no room before the se
 MIN_STEPS = 4  # a slice is worth at least so many steps: switching costs about one
 LOOKAHEAD_NS = 20_000_000  # the next slice is planned so long before this one is used up, ...
 LOOKAHEAD_STEPS = 2  # ... and at least so many steps
+MIRROR_PAGES = 4  # pages per group that a running context copies out in one move, at least
 UNCONTENDED_NS = 250_000_000  # slices when nobody waits: only a grant of pages, which an arrival cuts short
 
 
@@ -69,8 +70,9 @@ class Planner:
         """The prompt is finished or aborted."""
         self._charge(prompt, now_ns)
         self.gaps.discard(prompt.task)
+        if not self.gate.holds(prompt.task):
+            self.policy.leave(prompt.task, now_ns)
         self._pass_gate(prompt, now_ns)
-        self.policy.leave(prompt.task, now_ns)
         del self.prompts[prompt.task]
 
     def on_first_token(self, prompt: Prompt, now_ns: int) -> None:
@@ -103,9 +105,10 @@ class Planner:
         devices = [device for device in self.devices if device.is_up]
         for device in devices:
             self._renew(device, now_ns)
+            self._mirror_idle(device)
         self._fill(devices, now_ns)
         for device in devices:
-            self._mirror(device)
+            self._mirror_running(device)
 
     def _renew(self, device: Device, now_ns: int) -> None:
         """Turns that are nearly used up: go on at once if nobody waits, else compete in fair order."""
@@ -133,16 +136,17 @@ class Planner:
         """Find room for prompts in fair order, those first that have waited too long for a token."""
         passed_over: list[Prompt] = []
         while devices and (prompt := self._next(now_ns)) is not None:
-            if self._run(prompt, devices, now_ns):
+            if self._run(prompt, devices):
                 continue
             passed_over.append(prompt)
             is_late = self.gaps.is_overdue(prompt.last_token_ns, now_ns)
-            if self.policy.rotates:
-                self._preempt_for(prompt, devices, now_ns, is_late=is_late)
             if is_late or not self.policy.rotates or len(passed_over) > MAX_PASSED_OVER:
                 break  # the room that comes back is this prompt's: smaller ones would take it for ever
         for prompt in passed_over:
             self._put_back(prompt, now_ns)
+        if self.policy.rotates:
+            for prompt in passed_over:
+                self._preempt_for(prompt, devices, now_ns)
         if passed_over and not self.policy.recomputes:
             self._drop_if_stuck(devices)
 
@@ -160,7 +164,7 @@ class Planner:
         self.gaps.discard(task)
         return self.prompts[task]
 
-    def _run(self, prompt: Prompt, devices: list[Device], now_ns: int) -> bool:
+    def _run(self, prompt: Prompt, devices: list[Device]) -> bool:
         """Extend the prompt's turn, or start one where there is room."""
         if prompt.turn is not None:
             prompt.turn.is_expiring = False
@@ -285,10 +289,11 @@ class Planner:
 
     # ------------------------------------------------------------------ preemption
 
-    def _preempt_for(self, prompt: Prompt, devices: list[Device], now_ns: int, *, is_late: bool) -> None:
-        """End as many turns as the prompt needs room, if it deserves their place."""
-        if prompt.turn is not None or not devices:
+    def _preempt_for(self, prompt: Prompt, devices: list[Device], now_ns: int) -> None:
+        """End as many turns as a waiting prompt needs room, if it deserves their place."""
+        if prompt.turn is not None:
             return
+        is_late = self.gaps.is_overdue(prompt.last_token_ns, now_ns)
         home = prompt.context.home
         device = min(devices, key=lambda d: (d.pool_id != home, len(d.running), d.pool_id))
         end = self._end_position(prompt, len(prompt.output_ids) + 1)
@@ -349,28 +354,34 @@ class Planner:
 
     def _drop_if_stuck(self, devices: list[Device]) -> None:
         """Somebody found no room and none is coming: every tier is full. The youngest prompt that holds
-        pages without running is dropped, and recomputed at its turn."""
+        pages without running, and without a mirror, is dropped; it is recomputed at its turn."""
         if any(device.cancelled or self._pages_coming(device) for device in devices):
             return
         pools = {device.pool_id for device in devices}
         idle = [
             prompt
             for prompt in self.prompts.values()
-            if prompt.context.home in pools and prompt.context.is_dirty and prompt.turn is None
+            if prompt.context.home in pools and prompt.context.is_dirty and not prompt.context.is_running
         ]
         if idle:
             self.store.drop(max(idle, key=lambda p: p.task.serial).context)
 
     # ------------------------------------------------------------------ mirrors
 
-    def _mirror(self, device: Device) -> None:
-        """Under contention, copy out what is full as it fills, and all of what does not run."""
-        if self.policy.recomputes:
+    def _mirror_idle(self, device: Device) -> None:
+        """Copy out all of what does not run, so that its pages can be had for free."""
+        if not self.policy.recomputes:
+            for context in self.store.idle_dirty(device.pool_id):
+                device.outbox.moves += self.store.mirror(context, whole=True)
+
+    def _mirror_running(self, device: Device) -> None:
+        """Under contention, copy out the full pages of what runs, some at a time: little is left for when it
+        stops."""
+        if self.policy.recomputes or not self.policy.num_queued():
             return
-        for context in self.store.idle_dirty(device.pool_id):
-            device.outbox.moves += self.store.mirror(context, whole=True)
-        if self.policy.num_queued():
-            for prompt in device.running:
+        batch = MIRROR_PAGES * self.store.layout.page_tokens
+        for prompt in device.running:
+            if prompt.context.computed - prompt.context.mirrored >= batch:
                 device.outbox.moves += self.store.mirror(prompt.context, whole=False)
 
     def check_integrity(self) -> None:

@@ -44,8 +44,8 @@ class PoolTable:
         """
         held = self.local.get(device.name)
         if held is None:
-            num_bytes = device.memory
-            if num_bytes is None:
+            num_bytes = int(device.memory or 0)
+            if device.memory is None:
                 assert free_bytes is not None
                 num_bytes = int(free_bytes * device.memory_fraction)
             kind = device.name.partition(":")[0]

@@ -93,7 +93,9 @@ class Prompt:
             ids=self.output_ids[start:],
             finish=self.finish,
             service_ns=self.task.service_ns + self.uncharged_ns,
-            logprobs=self.logprobs[start - self.num_restored :] if self.sampling.logprobs is not None else None,
+            logprobs=self.logprobs[start - self.num_restored :]
+            if self.sampling.logprobs is not None
+            else None,
             prompt_logprobs=self.prompt_logprobs if start == 0 and self.prompt_logprobs else None,
             error=self.error,
         )

@@ -1,0 +1,214 @@
+"""The scheduler on fake runners: outputs stay exact whatever is preempted, moved, lost or aborted."""
+
+import random
+from itertools import pairwise
+
+import pytest
+
+from engine.messages import FinishReason, Sampling
+from tests.engine.fake_runner import FULL, WINDOWED, generate
+from tests.engine.rig import STEP_NS, Rig
+
+
+def prompts(count, seed=0, longest=30):
+    source = random.Random(seed)
+    return {
+        f"p{number}": (
+            [source.randrange(1000) for _ in range(source.randint(1, longest))],
+            source.randint(1, 40),
+        )
+        for number in range(count)
+    }
+
+
+def check_outputs(rig, wanted):
+    for prompt_id, (ids, max_tokens) in wanted.items():
+        assert rig.finished[prompt_id] == FinishReason.LENGTH
+        assert rig.outputs[prompt_id] == generate(rig.layout, ids, max_tokens), prompt_id
+    rig.scheduler.check_integrity()
+    assert all(pool.num_used == 0 for pool in rig.store.local_pools.values())
+    assert all(tier.num_used == 0 for tier in rig.store.tiers.values())
+
+
+@pytest.mark.parametrize("layout", [FULL, WINDOWED])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_outputs_are_exact_under_contention(layout, depth):
+    rig = Rig(layout, depth=depth)
+    wanted = prompts(40)
+    for prompt_id, (ids, max_tokens) in wanted.items():
+        rig.submit(prompt_id, ids, max_tokens)
+    rig.run()
+    check_outputs(rig, wanted)
+    assert rig.scheduler.counters.recomputed_tokens == 0
+    assert rig.scheduler.planner.num_preemptions > 0
+    assert rig.store.counters.evicted_pages > 0
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_fcfs_recomputes_the_youngest_when_memory_runs_out(depth):
+    rig = Rig(FULL, policy="fcfs", depth=depth, local=(50,))
+    wanted = {f"p{number}": ([number] * 10, 100) for number in range(8)}
+    for prompt_id, (ids, max_tokens) in wanted.items():
+        rig.submit(prompt_id, ids, max_tokens)
+    rig.run()
+    check_outputs(rig, wanted)
+    assert rig.scheduler.counters.recomputed_tokens > 0
+    ends = [rig.token_times[prompt_id][-1] for prompt_id in wanted]
+    assert ends == sorted(ends)
+
+
+def test_everybody_gets_a_token_soon_and_in_turn():
+    rig = Rig(FULL, first_slices=40)
+    for number in range(16):
+        rig.submit(f"p{number}", range(20), 60)
+    rig.run()
+    assert rig.scheduler.planner.num_preemptions + rig.scheduler.counters.slices > 16
+    first_ns = [times[0] for times in rig.token_times.values()]
+    last_ns = [times[-1] for times in rig.token_times.values()]
+    assert max(first_ns) < min(last_ns)
+
+
+def test_nothing_rotates_when_everything_fits():
+    rig = Rig(FULL, local=(200,), max_batch=8)
+    for number in range(8):
+        rig.submit(f"p{number}", range(10), 60)
+    rig.run()
+    assert rig.scheduler.planner.num_preemptions == 0
+    assert rig.store.counters.moves == 0
+    assert all(max(b - a for a, b in pairwise(t)) == STEP_NS for t in rig.token_times.values())
+
+
+def test_plans_go_by_slices_not_by_tokens():
+    rig = Rig(FULL, local=(200,), max_batch=8)
+    for number in range(8):
+        rig.submit(f"p{number}", range(10), 90)
+    rig.run()
+    assert rig.runners["d1"].num_plans < rig.scheduler.counters.output_tokens / 20
+
+
+def test_a_full_host_tier_costs_recomputation_and_nothing_else():
+    rig = Rig(FULL, host=6)
+    wanted = prompts(20)
+    for prompt_id, (ids, max_tokens) in wanted.items():
+        rig.submit(prompt_id, ids, max_tokens)
+    rig.run()
+    check_outputs(rig, wanted)
+    assert rig.store.counters.dropped_contexts > 0
+
+
+def test_two_devices_share_one_queue():
+    rig = Rig(FULL, local=(30, 30), max_batch=3)
+    wanted = prompts(30)
+    for prompt_id, (ids, max_tokens) in wanted.items():
+        rig.submit(prompt_id, ids, max_tokens)
+    rig.run()
+    check_outputs(rig, wanted)
+    busy = [device.num_steps for device in rig.scheduler.devices.values()]
+    assert min(busy) > 0.7 * max(busy)
+
+
+def test_a_stop_token_ends_a_prompt_and_its_pages_come_back():
+    rig = Rig(FULL)
+    ids = [1, 2, 3]
+    stop = generate(FULL, ids, 12)[-1]
+    rig.submit("p", ids, 50, sampling=Sampling(max_tokens=50, stop_token_ids=(stop,)))
+    rig.run()
+    assert rig.finished["p"] == FinishReason.STOP
+    assert rig.outputs["p"] == generate(FULL, ids, 50, stop=[stop])
+
+
+def test_a_prompt_may_fill_the_pool_alone():
+    rig = Rig(FULL, local=(51,), max_model_len=200)
+    wanted = {"small": ([5] * 10, 20), "large": ([7] * 150, 50)}
+    for prompt_id, (ids, max_tokens) in wanted.items():
+        rig.submit(prompt_id, ids, max_tokens)
+    for number in range(5):
+        wanted[f"p{number}"] = ([number] * 12, 30)
+        rig.submit(f"p{number}", *wanted[f"p{number}"])
+    rig.run()
+    check_outputs(rig, wanted)
+
+
+def test_aborts_at_any_time_free_everything():
+    for seed in range(20):
+        source = random.Random(seed)
+        rig = Rig(FULL, seed=seed, depth=1 + seed % 2)
+        wanted = prompts(25, seed)
+        alive = dict(wanted)
+        for prompt_id, (ids, max_tokens) in wanted.items():
+            rig.submit(prompt_id, ids, max_tokens)
+            if source.random() < 0.5:
+                rig.tick()
+            if source.random() < 0.4:
+                gone = source.choice(list(alive))
+                if gone not in rig.finished:
+                    del alive[gone]
+                    rig.abort(gone)
+        rig.run()
+        check_outputs(rig, alive)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_lost_runners_lose_no_prompt(trusted):
+    for seed in range(10):
+        source = random.Random(seed)
+        rig = Rig(FULL, local=(30, 30), seed=seed, depth=2)
+        wanted = prompts(20, seed)
+        for prompt_id, (ids, max_tokens) in wanted.items():
+            rig.submit(prompt_id, ids, max_tokens)
+            rig.tick()
+        for _ in range(4):
+            name = source.choice(["d1", "d2"])
+            rig.kill_runner(name, trusted=trusted)
+            for _ in range(source.randint(0, 10)):
+                rig.tick()
+            rig.scheduler.check_integrity()
+            rig.start_runner(name)
+            for _ in range(source.randint(0, 10)):
+                rig.tick()
+        rig.run()
+        check_outputs(rig, wanted)
+        if trusted:
+            assert rig.store.counters.dropped_contexts == 0
+
+
+def test_a_resubmitted_prompt_continues_after_what_its_api_has():
+    ids, whole = [4, 5, 6], generate(FULL, [4, 5, 6], 30)
+    rig = Rig(FULL)
+    rig.submit("p", ids, 30, output_ids=whole[:11], resubmitted=True)
+    rig.run()
+    assert rig.outputs["p"] == whole
+
+
+def test_a_reconnection_replays_what_was_missed():
+    rig = Rig(FULL)
+    rig.submit("p", [4, 5, 6], 30)
+    for _ in range(10):
+        rig.tick()
+    had = rig.outputs["p"][:3]
+    rig.outputs["p"] = list(had)
+    rig.submit("p", [4, 5, 6], 30, output_ids=had, resubmitted=True)
+    rig.run()
+    assert rig.outputs["p"] == generate(FULL, [4, 5, 6], 30)
+
+
+def test_a_flood_of_newcomers_is_gated_per_tenant():
+    rig = Rig(FULL, local=(400,), max_batch=32, first_slices=3)
+    for number in range(20):
+        rig.submit(f"flood{number}", range(40), 2, tenant="flood")
+    rig.submit("other", range(40), 2, tenant="other")
+    rig.tick()
+    rows = [p.task.tenant for p in rig.scheduler.devices["d1"].running]
+    assert rows.count("flood") == 3
+    assert rows.count("other") == 1
+    rig.run()
+
+
+def test_a_bounded_gap_between_tokens():
+    """Everybody backlogged: rotations of at most 24 / 4 batches, slices of 4 to 16 steps."""
+    rig = Rig(FULL, local=(60,), first_slices=40)
+    for number in range(24):
+        rig.submit(f"p{number}", range(10), 40)
+    rig.run()
+    gaps = [b - a for times in rig.token_times.values() for a, b in pairwise(times)]
+    assert max(gaps) <= (24 / 4 + 2) * 16 * STEP_NS
