@@ -15,6 +15,7 @@ from engine.model_runner.choosing import choose_tokens, token_logprobs
 from engine.model_runner.cost import cost_scratch, fit_cost
 from engine.model_runner.cpu_attention import CpuAttention, CpuPool
 from engine.model_runner.grammar import Grammars
+from engine.model_runner.packed_linear import pack_linears
 from engine.model_runner.prompt_logprobs import PromptLogprobs, wants_prompt_logprobs
 
 
@@ -35,7 +36,7 @@ class CpuExecutor:
     """Runs a model whose attention is `attention.NAME` over a pool; see `batch.Executor`.
 
     `pool` is `[num_pages, layers_per_page, 2, page_tokens, kv_heads, head_dim]`, contiguous, in the model's
-    dtype. Rows with a grammar need `grammars`.
+    dtype. Rows with a grammar need `grammars`. The linear layers of a bf16 model are replaced by packed ones.
     """
 
     depth = 1
@@ -50,6 +51,7 @@ class CpuExecutor:
         max_model_len: int,
         grammars: Grammars | None = None,
     ) -> None:
+        pack_linears(model)
         self._model = model
         self._layout = layout
         self._max_batch = max_batch
