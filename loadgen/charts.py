@@ -13,7 +13,7 @@ from loadgen.curves import (
 )
 from loadgen.plots import Line, Plot
 from loadgen.results import Outcome, RequestRecord, RunInfo
-from loadgen.stats import gaps_s
+from loadgen.stats import gaps_s, longest_wait_s
 
 _MAX_TENANTS = 12
 
@@ -51,16 +51,22 @@ def charts(runs: Sequence[Run]) -> list[Plot]:
         _tokens_plot(runs),
     ]
     if len(runs) == 1 and len(runs[0].info.tenant_weights) > 1:
-        plots.append(_service_plot(runs[0]))
-    return plots
+        return [*plots, _service_plot(runs[0])]
+    waits = _cdf_plot(
+        runs,
+        "wait",
+        "Longest wait without a token",
+        lambda run: [longest_wait_s(record) for record in run.finished],
+    )
+    return [*plots, waits]
 
 
 def _cdf_plot(runs: Sequence[Run], name: str, title: str, values: Callable[[Run], list[float]]) -> Plot:
     return Plot(
         name=name,
         title=title,
-        note="Part of the requests within that time. Failed ones never arrive: the curve ends below 100%.",
-        x_label="seconds",
+        note="Requests within that time. If some failed, the curve ends below 100%.",
+        x_label="",
         y_label="requests",
         lines=[
             Line(run.name, cdf(values(run), len(finished_or_failed(run.records))), colour)
@@ -88,7 +94,7 @@ def _gaps_plot(runs: Sequence[Run]) -> Plot:
         name="gaps",
         title="Gaps between tokens",
         note="Time between two deliveries of tokens, and the longest such time of each request.",
-        x_label="seconds",
+        x_label="",
         y_label="gaps, requests",
         lines=lines,
         log_x=True,

@@ -19,6 +19,7 @@ _SERIES = tuple(f"#0a0b{number:02x}" for number in range(SERIES_COLOURS))
 _VARIABLES = {_INK: "var(--ink-soft)", _GRID: "var(--grid)"} | {
     marker: f"var(--series-{number})" for number, marker in enumerate(_SERIES)
 }
+_WIDE_RANGE = 300.0
 _DASHES = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 
 PALETTE_CSS = """
@@ -56,7 +57,7 @@ class Plot:
     x_label: str
     y_label: str
     lines: Sequence[Line]
-    log_x: bool = False
+    log_x: bool = False  # x is seconds, on a logarithmic axis
     fractions: bool = False  # y goes from 0 to 1
 
 
@@ -105,9 +106,8 @@ def _draw_line(axes: Any, line: Line) -> None:
 def _dress(axes: Any, plot: Plot) -> None:
     axes.set_xlabel(plot.x_label, color=_INK)
     axes.set_ylabel(plot.y_label, color=_INK)
-    if plot.log_x and any(x > 0 for line in plot.lines for x in line.curve[0]):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    if plot.log_x:
+        _log_seconds(axes, [x for line in plot.lines for x in line.curve[0] if x > 0])
     if plot.fractions:
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -122,6 +122,18 @@ def _dress(axes: Any, plot: Plot) -> None:
         spine.set_color(_GRID)
     if len(plot.lines) > 1:
         axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+
+
+def _log_seconds(axes: Any, xs: list[float]) -> None:
+    """A logarithmic axis of times, marked at 1, 2 and 5 where that leaves room."""
+    if not xs:
+        return
+    ticker = importlib.import_module("matplotlib.ticker")
+    wide = max(xs) / min(xs) > _WIDE_RANGE
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1,) if wide else (1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} s" if value >= 1 else f"{value * 1000:g} ms")
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _themed(svg: str, plot: Plot) -> str:

@@ -90,7 +90,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """A run in numbers.
 
     `duration_s` goes from the first sending to the last end. `output_tokens` leaves out failed requests,
-    `num_short` counts finished ones that ended before the tokens they asked for.
+    `num_short` counts finished ones that ended before the tokens they asked for. `sent_per_s` is the rate
+    between the first sending and the last.
     """
 
     planned: int
@@ -101,7 +102,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     not_sent: int
     errors: dict[str, int]
     num_short: int
-    counted_by_usage: int
+    num_without_usage: int
     duration_s: float
     sent_per_s: float
     input_tokens: int
@@ -158,6 +159,7 @@ def summarize(info: RunInfo, records: Sequence[RequestRecord]) -> Summary:
     outcomes = Counter(record.outcome for record in records)
     start_s = min((record.sent_s for record in records), default=0.0)
     duration_s = max((record.end_s for record in records), default=0.0) - start_s
+    sending_s = max((record.sent_s for record in records), default=0.0) - start_s
     kept = [record for record in records if record.outcome is not Outcome.FAILED]
     output_tokens = sum(record.output_tokens for record in kept)
     fairness, service = measure_fairness(records, info.tenant_weights)
@@ -178,9 +180,11 @@ def summarize(info: RunInfo, records: Sequence[RequestRecord]) -> Summary:
             record.outcome is Outcome.OK and record.output_tokens < record.asked_output_tokens
             for record in records
         ),
-        counted_by_usage=sum(record.counted_by is not Counting.EVENTS for record in kept),
+        num_without_usage=sum(
+            record.outcome is Outcome.OK and record.counted_by is Counting.EVENTS for record in records
+        ),
         duration_s=duration_s,
-        sent_per_s=len(records) / duration_s if duration_s else 0.0,
+        sent_per_s=(len(records) - 1) / sending_s if sending_s else 0.0,
         input_tokens=sum(record.input_tokens for record in kept),
         output_tokens=output_tokens,
         output_tokens_per_s=output_tokens / duration_s if duration_s else 0.0,

@@ -125,8 +125,10 @@ def warnings(info: RunInfo, summary: Summary) -> list[str]:
         lines.append(f"{summary.num_short:,} answers ended before the number of tokens asked for.")
     if info.health:
         lines += [f"The client was saturated: {sign}." for sign in info.health.saturated]
-    if by_chunks := summary.finished + summary.interrupted - summary.counted_by_usage:
-        lines.append(f"{by_chunks:,} requests came without usage: their tokens are counted as one per event.")
+    if summary.num_without_usage:
+        lines.append(
+            f"{summary.num_without_usage:,} answers came without usage: each event counts as one token."
+        )
     return lines
 
 
