@@ -1,11 +1,10 @@
 """The small interface behind which devices differ, and the CPU as a device."""
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from engine.memory.page import PageLayout
@@ -17,6 +16,7 @@ from engine.model_runner.batch import Executor
 from engine.model_runner.cpu_executor import CpuExecutor
 from engine.model_runner.grammar import Grammars
 from engine.model_runner.loading import LoadedModel
+from engine.model_runner.sources.progress import OnProgress
 
 
 class DeviceError(Exception):
@@ -29,11 +29,13 @@ class Attached:
 
     `local` is the runner's own pool, uint8 `[num_pages, page_bytes]` on the device. `exported` are the
     descriptors of a local pool that was made here, for the engine to keep (none, if the driver cannot share).
+    `unreachable` pools, with the reason, take part in no move here.
     """
 
     local: torch.Tensor
     transfers: Transfers
-    exported: tuple[int, ...] | None = None
+    exported: list[int] | None = None
+    unreachable: dict[int, str] = field(default_factory=dict)
 
 
 class Device(Protocol):
@@ -56,8 +58,9 @@ class Device(Protocol):
         pool: torch.Tensor,
         load: Load,
         grammars: Grammars | None,
+        on_progress: OnProgress,
     ) -> Executor:
-        """An executor over `pool`, a `page_view`."""
+        """An executor over `pool`, a `page_view`, warmed up."""
 
     def is_fault(self, error: BaseException) -> bool:
         """Whether the device failed, so that what its pool holds is not to be trusted."""
@@ -84,22 +87,22 @@ def page_view(pages: torch.Tensor, layout: PageLayout, dtype: torch.dtype) -> to
     return pages.view(dtype).view(-1, *shape)
 
 
-def map_host_pools(
-    specs: Sequence[PoolSpec], descriptors: Sequence[int]
-) -> Mapping[int, np.ndarray[tuple[int, int], np.dtype[np.uint8]]]:
-    """Map pools in shared memory: by pool id, their bytes `[num_pages, page_bytes]`.
+def map_host_pools(specs: Sequence[PoolSpec], descriptors: Sequence[int]) -> dict[int, torch.Tensor]:
+    """Map pools in shared memory: by pool id, their bytes, uint8 `[num_pages, page_bytes]`.
 
     Raises DeviceError, RegionError.
     """
-    regions = {spec.region: spec for spec in specs if spec.region is not None}
+    regions = {spec.region for spec in specs if spec.region is not None}
     mapped = {region: map_region(descriptors[region]) for region in regions}
     pools = {}
     for spec in specs:
         num_bytes = spec.num_pages * spec.page_bytes
         if spec.region is None or spec.offset_bytes + num_bytes > len(mapped[spec.region]):
             raise DeviceError(f"pool {spec.pool} of {num_bytes} bytes came without memory of that size")
-        flat = np.frombuffer(mapped[spec.region], np.uint8, num_bytes, spec.offset_bytes)
-        pools[spec.pool] = flat.reshape(spec.num_pages, spec.page_bytes)
+        flat = torch.frombuffer(
+            mapped[spec.region], dtype=torch.uint8, count=num_bytes, offset=spec.offset_bytes
+        )
+        pools[spec.pool] = flat.view(spec.num_pages, spec.page_bytes)
     return pools
 
 
@@ -112,11 +115,11 @@ class CpuDevice:
         return available_bytes()
 
     def attach(self, attach: Attach, descriptors: Sequence[int]) -> Attached:
-        foreign = [spec.pool for spec in attach.pools if spec.kind == "cuda"]
-        if foreign:
-            raise DeviceError(f"a cpu device cannot reach the cuda pools {foreign}")
-        pools = map_host_pools(attach.pools, descriptors)
-        return Attached(torch.from_numpy(pools[attach.local]), CpuTransfers(pools, attach.links))
+        near = [spec for spec in attach.pools if spec.kind != "cuda"]
+        pools = map_host_pools(near, descriptors)
+        transfers = CpuTransfers({pool: pages.numpy() for pool, pages in pools.items()}, attach.links)
+        far = {spec.pool: "a cpu device" for spec in attach.pools if spec.kind == "cuda"}
+        return Attached(pools[attach.local], transfers, unreachable=far)
 
     def make_executor(
         self,
@@ -125,6 +128,7 @@ class CpuDevice:
         pool: torch.Tensor,
         load: Load,
         grammars: Grammars | None,
+        on_progress: OnProgress,
     ) -> Executor:
         return CpuExecutor(
             loaded.model,

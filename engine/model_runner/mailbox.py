@@ -5,7 +5,7 @@ import socket
 from collections import deque
 from collections.abc import Sequence
 
-from engine.messages import FromRunner, ToRunner
+from engine.messages import FromRunner, Progress, ToRunner
 from engine.wire import MessagePipe
 
 
@@ -22,6 +22,10 @@ class Mailbox:
             self._pipe.send(message)
         except OSError as error:
             raise EOFError("the engine is gone") from error
+
+    def tell_progress(self, stage: str, fraction: float | None) -> None:
+        """Say how getting ready goes on."""
+        self.send(Progress(stage=stage, fraction=fraction))
 
     def next(self) -> ToRunner:
         """The next message; waits for it."""

@@ -6,6 +6,7 @@ Exit status: 0 after Shutdown or when the engine is gone, 1 after a Fault, 2 aft
 
 import ctypes
 import logging
+import os
 import signal
 import socket
 from contextlib import closing, suppress
@@ -18,10 +19,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from engine.memory.page import PageLayout
 from engine.memory.regions import RegionError, receive_descriptors, send_descriptors
-from engine.messages import Attach, Fault, Load, Loaded, Progress, Ready, Refused, Shutdown
+from engine.messages import Attach, Fault, Load, Loaded, Ready, Refused, Shutdown
 from engine.model_runner import attention
 from engine.model_runner.checks import SliceCheck
-from engine.model_runner.devices import Device, DeviceError, open_device, page_view
+from engine.model_runner.devices import Attached, Device, DeviceError, open_device, page_view
 from engine.model_runner.families import UnsupportedModel
 from engine.model_runner.families import layout as layout_of
 from engine.model_runner.grammar import Grammars
@@ -98,10 +99,17 @@ def run(device: Device, load: Load, mailbox: Mailbox, descriptors: socket.socket
             send_descriptors(descriptors, attached.exported)
         grammars = load_grammars(model.loaded)
         pool = page_view(attached.local, model.layout, model.dtype)
-        executor = device.make_executor(model.loaded, model.layout, pool, load, grammars)
-        mailbox.send(Progress(stage="measuring steps"))
-        cost = executor.measure_cost()
-        mailbox.send(Ready(local_pages=len(pool), load_s=monotonic() - start_s, cost=cost))
+        executor = device.make_executor(
+            model.loaded, model.layout, pool, load, grammars, mailbox.tell_progress
+        )
+        mailbox.tell_progress("measuring steps", None)
+        ready = Ready(
+            local_pages=len(pool),
+            load_s=monotonic() - start_s,
+            cost=executor.measure_cost(),
+            unreachable=attached.unreachable,
+        )
+        mailbox.send(ready)
         Runner(mailbox, executor, make_slice_table(model, load, grammars), attached.transfers).run()
 
 
@@ -116,11 +124,23 @@ def load_onto(device: Device, load: Load, mailbox: Mailbox) -> ServedModel:
         cache_dir=load.cache_dir,
         served_name=load.model,
         seed=load.seed,
-        on_progress=lambda stage, fraction: mailbox.send(Progress(stage=stage, fraction=fraction)),
+        on_progress=mailbox.tell_progress,
     )
     loaded.use_attention(attention.NAME)
     dtype = loaded.model.dtype
     return ServedModel(loaded, layout_of(loaded.config, load.page_tokens, dtype), dtype)
+
+
+def attach_pools(device: Device, attach: Attach, descriptors: socket.socket) -> Attached:
+    """Map the pools; the engine keeps all descriptors. Raises DeviceError, RegionError, EOFError."""
+    received = receive_descriptors(descriptors)
+    attached = device.attach(attach, received)
+    exported = attached.exported
+    if exported is not None:
+        send_descriptors(descriptors, exported)
+    for descriptor in (*received, *(exported or ())):
+        os.close(descriptor)
+    return attached
 
 
 def load_grammars(loaded: LoadedModel) -> Grammars | None:

@@ -79,10 +79,9 @@ class Run:
             ids = self.first.ids[offset : offset + count]
             sample = count == remaining and self.prompt_end < self.limit
             return StepRow(self.row, self.fed, count, ids, sample)
-        is_known = self.fed < self.known
-        if self.fed + 1 >= self.limit or (not is_known and needs_history(self.first.sampling)):
+        if self.fed + 1 >= self.limit:
             return None
-        return StepRow(self.row, self.fed, 1, [self.latest_id] if is_known else None, True)
+        return StepRow(self.row, self.fed, 1, [self.latest_id] if self.fed < self.known else None, True)
 
     def take(self, step_row: StepRow, token: int | None) -> int:
         """Take the result of a step; returns the id of the slice that it counts for."""
@@ -116,7 +115,7 @@ class Run:
 
 
 def needs_history(sampling: Sampling) -> bool:
-    """Whether choosing a token needs all tokens before it on the host (such a row is not launched ahead)."""
+    """Whether choosing a token needs the tokens before it on the host."""
     return (
         sampling.grammar is not None
         or sampling.presence_penalty != 0.0

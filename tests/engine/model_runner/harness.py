@@ -15,7 +15,6 @@ from engine.memory.page import PageLayout
 from engine.memory.regions import create_region, send_descriptors
 from engine.messages import (
     Attach,
-    EndReason,
     Extension,
     FromRunner,
     LinkSpec,
@@ -46,20 +45,19 @@ MODEL = "dummy:tiny"
 Kind = TypeVar("Kind")
 
 
-def load(source: str = MODEL, **changes: object) -> Load:
-    """A small runner on the CPU."""
-    values: dict[str, object] = {
-        "model": "tiny",
-        "source": source,
-        "device": "cpu",
-        "dtype": None,
-        "page_tokens": PAGE_TOKENS,
-        "max_model_len": 256,
-        "max_batch": 4,
-        "max_step_tokens": 32,
-        "threads": 1,
-    }
-    return Load(**(values | changes))
+def load(source: str | None = MODEL, device: str = "cpu") -> Load:
+    """A small runner."""
+    return Load(
+        model="tiny",
+        source=source,
+        device=device,
+        dtype=None,
+        page_tokens=PAGE_TOKENS,
+        max_model_len=256,
+        max_batch=4,
+        max_step_tokens=32,
+        threads=1,
+    )
 
 
 def reference(prompt: Sequence[int], num_new: int) -> list[int]:
@@ -261,18 +259,11 @@ def make_slice(
     )
 
 
-def move(
-    move_id: int, src: int, dst: int, src_pages: Sequence[int], dst_pages: Sequence[int], *, urgent: bool = False
-) -> Move:
+def move(move_id: int, src: int, dst: int, src_pages: Sequence[int], dst_pages: Sequence[int]) -> Move:
     return Move(
         move_id=move_id,
         src_pool=src,
         dst_pool=dst,
         src_pages=list(src_pages),
         dst_pages=list(dst_pages),
-        urgent=urgent,
     )
-
-
-def end_reason(end: SliceEnd) -> EndReason:
-    return end.reason

@@ -2,13 +2,10 @@
 
 import signal
 
-from engine.messages import EndReason, LinkSpec
+from engine.messages import EndReason
 from tests.engine.model_runner.harness import (
-    HOST,
-    LOCAL,
     Client,
     make_slice,
-    move,
     reference,
     runner_in_thread,
     runner_process,

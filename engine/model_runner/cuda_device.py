@@ -1,0 +1,152 @@
+# mypy: allow-untyped-calls
+"""A GPU as a device."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from cuda.bindings import runtime
+
+from engine.memory.cuda_calls import CudaError, unwrap
+from engine.memory.cuda_pool import CudaRange, create_range, import_range, num_segments
+from engine.memory.page import PageLayout
+from engine.memory.transfer_cuda import CudaPool, CudaTransfers
+from engine.messages import Attach, Load, PoolSpec
+from engine.model_runner.batch import Executor
+from engine.model_runner.cuda_executor import CudaExecutor
+from engine.model_runner.device_step import StepOptions
+from engine.model_runner.devices import Attached, DeviceError, map_host_pools
+from engine.model_runner.grammar import Grammars
+from engine.model_runner.kernels.moves import move_pages
+from engine.model_runner.loading import LoadedModel
+from engine.model_runner.sources.progress import OnProgress
+
+OUT_OF_MEMORY = ("CUDA_ERROR_OUT_OF_MEMORY", "cudaErrorMemoryAllocation")
+NOT_SHAREABLE = ("CUDA_ERROR_NOT_SUPPORTED", "CUDA_ERROR_NOT_PERMITTED")
+
+log = logging.getLogger(__name__)
+
+
+class CudaDevice:
+    """GPU `index`. Raises DeviceError if it is not there."""
+
+    def __init__(self, index: int) -> None:
+        if not torch.cuda.is_available():
+            raise DeviceError(f"cuda:{index}: torch finds no NVIDIA GPU here")
+        if index >= torch.cuda.device_count():
+            raise DeviceError(f"cuda:{index}: the machine has only {torch.cuda.device_count()} GPUs")
+        torch.cuda.set_device(index)
+        self._index = index
+        self._compute = torch.cuda.Stream(index)  # also makes the context that the driver's calls need
+
+    @property
+    def place(self) -> torch.device:
+        return torch.device("cuda", self._index)
+
+    def free_bytes(self) -> int:
+        free, _ = torch.cuda.mem_get_info(self._index)
+        return free
+
+    def attach(self, attach: Attach, descriptors: Sequence[int]) -> Attached:
+        host_specs = [spec for spec in attach.pools if spec.kind != "cuda"]
+        pools = self._pin(map_host_pools(host_specs, descriptors))
+        unreachable: dict[int, str] = {}
+        exported: list[int] | None = None
+        for spec in attach.pools:
+            if spec.pool == attach.local:
+                if spec.region is None:
+                    local, exported = self._make_local(spec)
+                else:
+                    local = self._import(spec, descriptors)
+                pools[spec.pool] = CudaPool(local, is_local=True)
+            elif spec.kind == "cuda":
+                try:
+                    pools[spec.pool] = CudaPool(self._import(spec, descriptors), is_local=False)
+                except (CudaError, DeviceError) as error:
+                    unreachable[spec.pool] = str(error)
+        transfers = CudaTransfers(self.place, pools, self._compute, _move)
+        return Attached(pools[attach.local].pages, transfers, exported, unreachable)
+
+    def make_executor(
+        self,
+        loaded: LoadedModel,
+        layout: PageLayout,
+        pool: torch.Tensor,
+        load: Load,
+        grammars: Grammars | None,
+        on_progress: OnProgress,
+    ) -> Executor:
+        options = StepOptions(
+            max_batch=load.max_batch,
+            max_step_tokens=max(load.max_step_tokens, load.max_batch),
+            max_model_len=loaded.card.max_model_len,
+        )
+        executor = CudaExecutor(loaded.model, layout, pool, options, stream=self._compute, grammars=grammars)
+        executor.prepare(on_progress)
+        return executor
+
+    def is_fault(self, error: BaseException) -> bool:
+        return isinstance(error, torch.AcceleratorError | CudaError) or "CUDA error" in str(error)
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        if isinstance(error, CudaError):
+            return error.name in OUT_OF_MEMORY
+        return isinstance(error, torch.OutOfMemoryError)
+
+    def _pin(self, mapped: Mapping[int, torch.Tensor]) -> dict[int, CudaPool]:
+        """Pin shared memory in this process (about 0.6 s per GiB), for copies at full speed."""
+        for pages in mapped.values():
+            pinned = runtime.cudaHostRegister(
+                pages.data_ptr(), pages.nbytes, runtime.cudaHostRegisterPortable
+            )
+            unwrap("cudaHostRegister", pinned)
+        return {pool: CudaPool(pages, is_local=False) for pool, pages in mapped.items()}
+
+    def _make_local(self, spec: PoolSpec) -> tuple[torch.Tensor, list[int]]:
+        """A pool of zeros on this GPU, and its descriptors."""
+        num_bytes = spec.num_pages * spec.page_bytes
+        try:
+            made, descriptors = create_range(self._index, num_bytes, spec.segment_bytes)
+        except CudaError as error:
+            if error.name not in NOT_SHAREABLE:
+                raise
+            log.warning("cuda:%d: the driver cannot share memory (%s): no leases here", self._index, error)
+            shape = (spec.num_pages, spec.page_bytes)
+            return torch.zeros(shape, dtype=torch.uint8, device=self.place), []
+        return _as_tensor(made, spec).zero_(), descriptors
+
+    def _import(self, spec: PoolSpec, descriptors: Sequence[int]) -> torch.Tensor:
+        """Map a pool of this GPU or of another. Raises DeviceError, CudaError."""
+        owner = torch.device(spec.device).index or 0
+        if owner != self._index and not torch.cuda.can_device_access_peer(self._index, owner):
+            raise DeviceError(f"cuda:{self._index} has no peer access to {spec.device}")
+        if spec.region is None:
+            raise DeviceError(f"pool {spec.pool} of {spec.device} came without its memory")
+        num_bytes = spec.num_pages * spec.page_bytes
+        count = num_segments(num_bytes, spec.segment_bytes)
+        own = descriptors[spec.region : spec.region + count]
+        return _as_tensor(import_range(self._index, owner, num_bytes, spec.segment_bytes, own), spec)
+
+
+class _DeviceBytes:
+    """Names memory to torch by the CUDA array interface, version 3."""
+
+    def __init__(self, address: int, shape: tuple[int, int]) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": shape,
+            "typestr": "|u1",
+            "data": (address, False),
+            "strides": None,
+            "version": 3,
+        }
+
+
+def _as_tensor(mapped: CudaRange, spec: PoolSpec) -> torch.Tensor:
+    """The pages of a pool, uint8 `[num_pages, page_bytes]`; torch finds out on which GPU they lie."""
+    return torch.as_tensor(_DeviceBytes(mapped.address, (spec.num_pages, spec.page_bytes)))
+
+
+def _move(
+    src: torch.Tensor, dst: torch.Tensor, src_pages: torch.Tensor, dst_pages: torch.Tensor, programs: int
+) -> None:
+    move_pages(src, dst, src_pages, dst_pages, programs=programs)
