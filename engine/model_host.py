@@ -145,7 +145,7 @@ class ModelHost:
             threads=device.threads or self._cores_per_cpu_device(),
             seed=self._model.seed,
             cache_dir=self._config.cache_dir,
-            local_bytes=device.memory,
+            local_bytes=None if device.memory is None else int(device.memory),
         )
 
     # ------------------------------------------------------------------ messages

@@ -1,4 +1,4 @@
-"""Which pools a model has, as the engine lays them out: it holds the descriptors, so pools outlive runners."""
+"""The pools of a model, as the engine lays them out. It holds the descriptors, so pools outlive runners."""
 
 import os
 from collections.abc import Iterator

@@ -9,7 +9,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import msgspec
 
@@ -109,8 +109,7 @@ class MessageStream(asyncio.Protocol, Generic[Incoming]):
         self._outgoing.clear()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not registered as such
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -1,37 +1,34 @@
-"""GPU time of a step, shared among its prompts by what each made the GPU do."""
+"""Who pays for a step: its measured time, shared by what each row made the GPU do."""
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 from engine.messages import CostModel
 
 
 def share(
-    step_ns: int,
-    fed: Sequence[int],
-    computed: Sequence[int],
-    tokens: Sequence[int | None],
-    cost: CostModel,
+    step_ns: int, fed: Sequence[int], computed: Sequence[int], tokens: Sequence[int | None], cost: CostModel
 ) -> list[int]:
-    """Nanoseconds for each row, which sum to `step_ns` exactly.
+    """Split `step_ns` over the rows of a step; the parts are not negative and sum to it exactly.
 
-    A row fed `fed[i]` tokens, had `computed[i]` positions of context after the step, and sampled if
-    `tokens[i]` is one. Its part is proportional to decode_ns (if it sampled) + prefill_ns * (tokens fed beside
-    the sampled one's) + context_ns * positions read.
+    The columns are those of `messages.Step`. A row costs what the cost model says of its tokens (a single
+    token that led to a sample is a decode, all others are prefill) and of the context that it read, of which
+    the part that came from the prefix cache is read like any other; what a step costs whatever is in it is
+    split evenly. The measured time replaces the model's total.
     """
+    num_rows = len(fed)
+    if not num_rows:
+        return []
+    fixed_ns = cost.step_ns / num_rows
     decode_ns, prefill_ns, context_ns = cost.decode_ns, cost.prefill_ns, cost.context_ns
-    parts = [
-        (decode_ns + prefill_ns * (n - 1) if token is not None else prefill_ns * n) + context_ns * length
+    costs_ns = [
+        fixed_ns + context_ns * length + (decode_ns if n == 1 and token is not None else prefill_ns * n)
         for n, length, token in zip(fed, computed, tokens, strict=True)
     ]
-    total = sum(parts)
-    if total <= 0:
-        parts, total = [1.0] * len(parts), float(len(parts))
-    shares, done, given = [], 0.0, 0
-    for part in parts:
-        done += part
-        upto = round(step_ns * (done / total))
-        shares.append(upto - given)
-        given = upto
-    if shares:
-        shares[-1] += step_ns - given
-    return shares
+    total_ns = sum(costs_ns)
+    if total_ns <= 0.0:  # a model that finds everything free
+        costs_ns, total_ns = [1.0] * num_rows, float(num_rows)
+    scale = step_ns / total_ns
+    ends_ns = [min(step_ns, int(end_ns * scale)) for end_ns in accumulate(costs_ns)]
+    ends_ns[-1] = step_ns
+    return [end_ns - start_ns for start_ns, end_ns in pairwise([0, *ends_ns])]

@@ -1,4 +1,4 @@
-"""A runner without a model, for tests of the engine: real slices, real page tables, pages that hold token ids.
+"""A runner without a model, for tests of the engine: real slices and page tables, pages that hold token ids.
 
 It writes each token's id into the pages of every layer group where K and V would go, and chooses the next
 token by a hash of what it reads back through the page tables. So a page that was moved too late, freed too
