@@ -24,7 +24,7 @@ def fill(policy: Policy, num_tenants: int, rng: random.Random) -> None:
     for _ in range(NUM_QUEUED):
         task = policy.pick(0)
         assert task is not None
-        policy.charge(task, rng.randrange(1, 20_000_000), 0)
+        policy.charge(task, rng.randrange(1, 200_000_000), 0)
         policy.put_back(task, 0)
 
 

@@ -46,10 +46,9 @@ class LeastServedQueue(Generic[E]):
         first: E = self._entries[0][2]
         return first.vruntime_ns - first.projected_ns
 
-    def outranks(self, waiting: E, running: E) -> bool:
+    def outranks(self, waiting: E, waiting_ns: int, running: E, running_ns: int) -> bool:
         """`wakeup_preempt_entity`: the one that runs must be ahead by more than the granularity."""
-        lead_ns = running.vruntime_ns - waiting.vruntime_ns
-        return lead_ns > virtual_granularity(self._granularity_ns, waiting)
+        return running_ns - waiting_ns > virtual_granularity(self._granularity_ns, waiting)
 
     def check_integrity(self) -> None:
         keys = [(vruntime_ns, serial) for vruntime_ns, serial, _ in self._entries]

@@ -39,6 +39,9 @@ class FcfsPolicy:
     def charge(self, task: Task, service_ns: int, now_ns: int) -> None:
         task.service_ns += service_ns
 
+    def charge_tokens(self, task: Task, num_tokens: int, now_ns: int) -> None:
+        """Nothing is counted here."""
+
     def leave(self, task: Task, now_ns: int) -> None:
         if task.is_queued:
             self.take(task, now_ns)

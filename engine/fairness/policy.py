@@ -7,7 +7,7 @@ pages or sockets. The scheduler drives it as a kernel drives a scheduling class:
     pick       the prompt that should run next leaves the queue
     put_back   a picked prompt waits again: its slice is over, or it found no room (nothing was charged)
     charge     a prompt used GPU time; it may be running or waiting, or have left while a step was in flight
-    leave      a prompt is finished or aborted, wherever it is
+    leave      a prompt is finished or aborted, wherever it is, even if it has not joined yet
 
 One prompt is running on one device at most, and many run at once: `pick` is called until the batch is full.
 """
@@ -26,12 +26,14 @@ class Task:
     nice: int  # of the prompt within its tenant, -20..19
     arrival_ns: int
     latency_ns: int | None = None  # wished slice length
+    prompt_tokens: int = 0  # of its input
     service_ns: int = 0  # GPU time charged so far
     vruntime_ns: int = 0
     deadline_ns: int = 0
     load: int = 1024  # of the nice level, as `weights` has it
     stint_ns: int = 0  # charged since it was picked
     projected_ns: int = 0  # of its tenant's vruntime: what this stint is expected to cost, not charged yet
+    has_joined: bool = False
     is_queued: bool = False
 
 
@@ -54,14 +56,19 @@ class Policy(Protocol):
         """A task that was picked waits again, where its vruntime puts it."""
 
     def charge(self, task: Task, service_ns: int, now_ns: int) -> None:
-        """The task used `service_ns` of GPU time."""
+        """The task used `service_ns` of GPU time. To be called at the end of its slices, also when the next
+        follows at once: time that is charged late looks like a debt to those who arrived meanwhile."""
+
+    def charge_tokens(self, task: Task, num_tokens: int, now_ns: int) -> None:
+        """The task sampled `num_tokens`, for policies that count tokens and not time."""
 
     def leave(self, task: Task, now_ns: int) -> None:
         """The task is gone. Its debt stays with its tenant."""
 
     def preempts(self, waiting: Task, running: Task, now_ns: int) -> bool:
-        """Whether `waiting` deserves the place of `running` before that one's slice is over. The scheduler
-        has seen to it that `running` had its minimum granularity."""
+        """Whether `waiting`, which is queued or was picked and found no room, deserves the place of `running`
+        before that one's slice is over. The scheduler has seen to it that `running` had its minimum
+        granularity."""
 
     def num_queued(self) -> int:
         """Tasks in the queue."""

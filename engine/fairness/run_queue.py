@@ -41,10 +41,11 @@ class RunQueue(Protocol[E]):
         """Remove and return who goes first. The queue must not be empty."""
 
     def floor_ns(self) -> int:
-        """The vruntime, projections left out, of the one who goes first. The queue must not be empty."""
+        """The vruntime that newcomers may be placed at without falling behind those who wait. The queue must
+        not be empty."""
 
-    def outranks(self, waiting: E, running: E) -> bool:
-        """Whether `waiting`, which is in this queue, deserves the place of `running`, which is not."""
+    def outranks(self, waiting: E, waiting_ns: int, running: E, running_ns: int) -> bool:
+        """Whether `waiting`, at vruntime `waiting_ns`, deserves the place of `running`, at `running_ns`."""
 
     def check_integrity(self) -> None: ...
 

@@ -21,6 +21,7 @@ class Account:
     projected_ns: int = 0
     deadline_ns: int = 0
     num_tasks: int = 0
+    num_wishes: int = 0  # tasks with a `latency_ns`
     num_waiting: int = 0  # in `queue`, whose len() would cost a call at every step
     clock: VirtualClock = field(default_factory=VirtualClock)
 
@@ -28,7 +29,7 @@ class Account:
     def latency_ns(self) -> int | None:
         """The wish of the prompt that would run next: a short one speeds up its tenant, too, as a group of
         the kernel takes over the slice of its entities."""
-        return self.queue.first().latency_ns if self.num_waiting else None
+        return self.queue.first().latency_ns if self.num_wishes and self.num_waiting else None
 
     @property
     def settled_ns(self) -> int:

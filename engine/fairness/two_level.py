@@ -57,12 +57,14 @@ class TwoLevelPolicy:
         """A newcomer is placed at the virtual time of its tenant: no credit, and no debit either, since a
         first token should come soon. One that was served before a restart was then ahead of that time by
         about a slice at most, whatever it had been served in all, so that much is restored."""
-        assert not task.is_queued
+        assert not task.has_joined
+        task.has_joined = True
         task.load = nice_load(task.nice)
         account = self._accounts.get(task.tenant)
         if account is not None:
             self._withdraw(account)
         account = self._accounts.open(task.tenant, task.weight, self._make_task_queue, self._clock.now_ns)
+        account.num_wishes += task.latency_ns is not None
         debt_ns = virtual(min(task.service_ns, self._slice_ns), task.load)
         task.vruntime_ns = account.clock.now_ns + debt_ns
         self._enqueue(account, task)
@@ -95,7 +97,7 @@ class TwoLevelPolicy:
         self._enqueue(account, task)
 
     def charge(self, task: Task, service_ns: int, now_ns: int) -> None:
-        """Step in flight at the time of `leave` are charged after it."""
+        """A step that was in flight at the time of `leave` is charged after it."""
         account = self._accounts.get(task.tenant)
         if account is None:  # left without debt, until now
             account = self._accounts.open(task.tenant, task.weight, self._make_task_queue, self._clock.now_ns)
@@ -103,7 +105,13 @@ class TwoLevelPolicy:
         self._charge_task(account, task, service_ns)
         self._charge_tenant(account, task, service_ns)
 
+    def charge_tokens(self, task: Task, num_tokens: int, now_ns: int) -> None:
+        """Time is what counts here."""
+
     def leave(self, task: Task, now_ns: int) -> None:
+        if not task.has_joined:
+            return
+        task.has_joined = False
         account = self._accounts[task.tenant]
         self._withdraw(account)
         if task.is_queued:
@@ -113,17 +121,19 @@ class TwoLevelPolicy:
             self._num_queued -= 1
         else:
             self._refund(account, task)
+        account.num_wishes -= task.latency_ns is not None
         self._offer(account)
         self._accounts.close(account, now_ns, self._clock.now_ns)
 
     def preempts(self, waiting: Task, running: Task, now_ns: int) -> bool:
         """As in the kernel, the two are compared where they differ: prompts of one tenant with each other,
-        those of two tenants by their tenants."""
-        assert waiting.is_queued
+        those of two tenants by their tenants, each without what holding this place costs it."""
         ours, theirs = self._accounts[waiting.tenant], self._accounts[running.tenant]
         if ours is theirs:
-            return ours.queue.outranks(waiting, running)
-        return self._tenants.outranks(ours, theirs)
+            return ours.queue.outranks(waiting, waiting.vruntime_ns, running, running.vruntime_ns)
+        ours_ns = ours.vruntime_ns - waiting.projected_ns
+        theirs_ns = theirs.vruntime_ns - running.projected_ns
+        return self._tenants.outranks(ours, ours_ns, theirs, theirs_ns)
 
     def num_queued(self) -> int:
         return self._num_queued

@@ -1,0 +1,148 @@
+"""Earliest eligible virtual deadline first: who is owed service goes first in the order of their deadlines.
+
+Stoica and Abdel-Wahab, "Earliest Eligible Virtual Deadline First" (Old Dominion University, TR-95-22, 1995),
+in the form of Linux since 6.6 (kernel/sched/fair.c): `avg_vruntime`, `entity_eligible`, `update_deadline`,
+`pick_eevdf`. The lag of an entity is its load times (V - its vruntime), where V is the average vruntime
+weighted by load, so lags sum to 0; it is eligible while its lag is not negative. Its virtual deadline is the
+vruntime at which its current request (a slice of `latency_ns` of service) will be done, so a short wish is
+served sooner and smaller, and nobody gains service by it.
+
+What differs: V is taken over those who compete for the next place, that is who wait, since many run at once.
+So whenever somebody waits somebody is eligible. Newcomers are placed at the virtual clock, which is at most V,
+and keep a debt but no lag that was owed to them.
+"""
+
+from typing import Generic
+
+from sortedcontainers import SortedList
+
+from engine.fairness.policy import Task
+from engine.fairness.run_queue import BisectList, E, virtual_granularity
+from engine.fairness.tenants import Account
+from engine.fairness.two_level import TwoLevelPolicy
+from engine.fairness.weights import virtual
+
+
+class DeadlineQueue(Generic[E]):
+    """Entities by deadline, then serial; those that came first in this order and were not eligible are parked
+    by vruntime, then serial, until V has passed them.
+
+    So each step looks at few: with equal requests those with early deadlines are mostly eligible, and one
+    that is not is parked once, whatever the number of picks that pass it over. `by_deadline` and `parked` are
+    empty SortedLists, or BisectLists for few entities.
+    """
+
+    def __init__(
+        self,
+        by_deadline: "SortedList | BisectList[E]",
+        parked: "SortedList | BisectList[E]",
+        granularity_ns: int,
+    ) -> None:
+        self._by_deadline = by_deadline  # (deadline_ns, serial, entity)
+        self._parked = parked  # (vruntime_ns, serial, entity)
+        self._parked_serials: set[int] = set()
+        self._granularity_ns = slice_ns
+        self._granularity_ns = granularity_ns
+        self._load = 0  # of all
+        self._weighted_ns = 0  # vruntime times load, of all: V is this divided by the load
+
+    def __len__(self) -> int:
+        return len(self._by_deadline) + len(self._parked)
+
+    def __contains__(self, entity: E) -> bool:
+        if entity.serial in self._parked_serials:
+            return True
+        return (entity.deadline_ns, entity.serial, entity) in self._by_deadline
+
+    def add(self, entity: E) -> None:
+        """A request that is done makes room for the next; a wish shorter than the current one shortens it."""
+        vruntime_ns, load, latency_ns = entity.vruntime_ns, entity.load, entity.latency_ns
+        if latency_ns is not None:
+            shortest_ns = vruntime_ns + virtual(latency_ns, load)
+            if vruntime_ns >= entity.deadline_ns or shortest_ns < entity.deadline_ns:
+                entity.deadline_ns = shortest_ns
+        elif vruntime_ns >= entity.deadline_ns:
+            entity.deadline_ns = vruntime_ns + virtual(self._granularity_ns, load)
+        self._load += load
+        self._weighted_ns += load * vruntime_ns
+        self._by_deadline.add((entity.deadline_ns, entity.serial, entity))
+
+    def remove(self, entity: E) -> None:
+        if entity.serial in self._parked_serials:
+            self._parked_serials.remove(entity.serial)
+            self._parked.remove((entity.vruntime_ns, entity.serial, entity))
+        else:
+            self._by_deadline.remove((entity.deadline_ns, entity.serial, entity))
+        self._load -= entity.load
+        self._weighted_ns -= entity.load * entity.vruntime_ns
+
+    def first(self) -> E:
+        while self._parked and self.is_owed(self._parked[0][0]):
+            self._unpark()
+        while True:
+            entity: E = self._by_deadline[0][2]
+            if self.is_owed(entity.vruntime_ns):
+                return entity
+            self._park()
+
+    def pop_first(self) -> E:
+        entity = self.first()
+        del self._by_deadline[0]
+        self._load -= entity.load
+        self._weighted_ns -= entity.load * entity.vruntime_ns
+        return entity
+
+    def floor_ns(self) -> int:
+        return self._weighted_ns // self._load
+
+    def is_owed(self, vruntime_ns: int) -> bool:
+        """Whether the lag at this vruntime is not negative: `entity_eligible`, without a division."""
+        return vruntime_ns * self._load <= self._weighted_ns
+
+    def outranks(self, waiting: E, waiting_ns: int, running: E, running_ns: int) -> bool:
+        """The kernel preempts for an eligible entity if the running one has a later deadline or is not
+        eligible itself; in the second case it must also be ahead by the granularity, or two tenants near V
+        would preempt each other without end."""
+        if not self.is_owed(waiting_ns):
+            return False
+        if waiting.deadline_ns < running.deadline_ns:
+            return True
+        is_ahead = running_ns - waiting_ns > virtual_granularity(self._granularity_ns, waiting)
+        return is_ahead and not self.is_owed(running_ns)
+
+    def check_integrity(self) -> None:
+        for deadline_ns, serial, entity in self._by_deadline:
+            assert (deadline_ns, serial) == (entity.deadline_ns, entity.serial)
+        for vruntime_ns, serial, entity in self._parked:
+            assert (vruntime_ns, serial) == (entity.vruntime_ns, entity.serial)
+        for entries in (self._by_deadline, self._parked):
+            keys = [entry[:2] for entry in entries]
+            assert keys == sorted(set(keys))
+        assert self._parked_serials == {serial for _, serial, _ in self._parked}
+        assert self._parked_serials.isdisjoint(serial for _, serial, _ in self._by_deadline)
+        entities = [entity for _, _, entity in (*self._by_deadline, *self._parked)]
+        assert self._load == sum(entity.load for entity in entities)
+        assert self._weighted_ns == sum(entity.load * entity.vruntime_ns for entity in entities)
+        assert not entities or any(self.is_owed(entity.vruntime_ns) for entity in entities)
+
+    def _park(self) -> None:
+        _, serial, entity = self._by_deadline.pop(0)
+        self._parked_serials.add(serial)
+        self._parked.add((entity.vruntime_ns, serial, entity))
+
+    def _unpark(self) -> None:
+        _, serial, entity = self._parked.pop(0)
+        self._parked_serials.remove(serial)
+        self._by_deadline.add((entity.deadline_ns, serial, entity))
+
+
+class EevdfPolicy(TwoLevelPolicy):
+    """A prompt's `latency_ns` is its request; without one it is `granularity_ns`, as the kernel's base slice is
+    its former minimum granularity. A tenant's request is that of its prompt which would run next."""
+
+    def __init__(self, *, slice_ns: int, granularity_ns: int, memory_ns: int) -> None:
+        def make_task_queue() -> DeadlineQueue[Task]:
+            return DeadlineQueue(SortedList(), SortedList(), granularity_ns)
+
+        tenants: DeadlineQueue[Account] = DeadlineQueue(BisectList(), BisectList(), granularity_ns)
+        super().__init__(tenants, make_task_queue, slice_ns=slice_ns, memory_ns=memory_ns)
