@@ -8,8 +8,8 @@ vruntime at which its current request (a slice of `latency_ns` of service) will 
 served sooner and smaller, and nobody gains service by it.
 
 What differs: V is taken over those who compete for the next place, that is who wait, since many run at once.
-So whenever somebody waits somebody is eligible. Newcomers are placed at the virtual clock, which is at most V,
-and keep a debt but no lag that was owed to them.
+So whenever somebody waits somebody is eligible. Newcomers are placed by the virtual clock, which V holds
+back: they keep a debt, but no lag that was owed to them.
 """
 
 from typing import Generic
@@ -41,7 +41,6 @@ class DeadlineQueue(Generic[E]):
         self._by_deadline = by_deadline  # (deadline_ns, serial, entity)
         self._parked = parked  # (vruntime_ns, serial, entity)
         self._parked_serials: set[int] = set()
-        self._granularity_ns = slice_ns
         self._granularity_ns = granularity_ns
         self._load = 0  # of all
         self._weighted_ns = 0  # vruntime times load, of all: V is this divided by the load
@@ -137,8 +136,8 @@ class DeadlineQueue(Generic[E]):
 
 
 class EevdfPolicy(TwoLevelPolicy):
-    """A prompt's `latency_ns` is its request; without one it is `granularity_ns`, as the kernel's base slice is
-    its former minimum granularity. A tenant's request is that of its prompt which would run next."""
+    """A prompt's `latency_ns` is its request; without one it is `granularity_ns`, as the kernel's base slice
+    is its former minimum granularity. A tenant's request is that of its prompt which would run next."""
 
     def __init__(self, *, slice_ns: int, granularity_ns: int, memory_ns: int) -> None:
         def make_task_queue() -> DeadlineQueue[Task]:
