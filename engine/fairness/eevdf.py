@@ -76,17 +76,12 @@ class DeadlineQueue(Generic[E]):
         self._weighted_ns -= entity.load * entity.vruntime_ns
 
     def first(self) -> E:
-        while self._parked and self.is_owed(self._parked[0][0]):
-            self._unpark()
-        while True:
-            entity: E = self._by_deadline[0][2]
-            if self.is_owed(entity.vruntime_ns):
-                return entity
-            self._park()
+        entity = self._pop_eligible()
+        self._by_deadline.add((entity.deadline_ns, entity.serial, entity))
+        return entity
 
     def pop_first(self) -> E:
-        entity = self.first()
-        del self._by_deadline[0]
+        entity = self._pop_eligible()
         self._load -= entity.load
         self._weighted_ns -= entity.load * entity.vruntime_ns
         return entity
@@ -124,15 +119,18 @@ class DeadlineQueue(Generic[E]):
         assert self._weighted_ns == sum(entity.load * entity.vruntime_ns for entity in entities)
         assert not entities or any(self.is_owed(entity.vruntime_ns) for entity in entities)
 
-    def _park(self) -> None:
-        _, serial, entity = self._by_deadline.pop(0)
-        self._parked_serials.add(serial)
-        self._parked.add((entity.vruntime_ns, serial, entity))
-
-    def _unpark(self) -> None:
-        _, serial, entity = self._parked.pop(0)
-        self._parked_serials.remove(serial)
-        self._by_deadline.add((entity.deadline_ns, serial, entity))
+    def _pop_eligible(self) -> E:
+        """The eligible entity with the earliest deadline; in no list any more, but counted still."""
+        while self._parked_serials and self.is_owed(self._parked[0][0]):
+            _, serial, entity = self._parked.pop(0)
+            self._parked_serials.remove(serial)
+            self._by_deadline.add((entity.deadline_ns, serial, entity))
+        while True:
+            earliest: E = self._by_deadline.pop(0)[2]
+            if earliest.vruntime_ns * self._load <= self._weighted_ns:  # is_owed, without the call
+                return earliest
+            self._parked_serials.add(earliest.serial)
+            self._parked.add((earliest.vruntime_ns, earliest.serial, earliest))
 
 
 class EevdfPolicy(TwoLevelPolicy):
