@@ -45,8 +45,8 @@ def write_gguf(file: Path, *, leave_out: str = "none") -> Qwen3ForCausalLM:
     writer.add_rope_freq_base(10000.0)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(["w", *(str(i) for i in range(298)), "w1"])
-    writer.add_token_merges(["w 1"])
+    writer.add_token_list(["w", *(str(i) for i in range(297)), "w1", "w2"])
+    writer.add_token_merges(["w 1", "w 2"])
     writer.add_bos_token_id(7)
     writer.add_eos_token_id(8)
     for name, weight in model.state_dict().items():
