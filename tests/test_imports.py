@@ -17,8 +17,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-RUNNER_MAY = ("engine.messages", "engine.wire", "engine.byte_tokenizer", "engine.memory.page")
-RUNNER_MEMORY = ("engine.memory.transfer", "engine.memory.regions")  # what moves pages, and maps pools
+RUNNER_MAY = (
+    "engine.messages",
+    "engine.wire",
+    "engine.byte_tokenizer",
+    "engine.memory.page",
+    "engine.memory.regions",
+)
+RUNNER_MEMORY = ("engine.memory.transfer", "engine.memory.cuda_")  # move pages and make pools on a device
 API_MAY = ("engine.messages", "engine.config", "engine.wire", "engine.byte_tokenizer")
 IMPURE = ("asyncio", "torch", "time", "uvloop")
 
@@ -35,9 +41,9 @@ def is_within(module: str, *packages: str) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
-def is_transfer(module: str) -> bool:
-    """Modules under engine/memory that run in the runner, and move bytes."""
-    return module.startswith("engine.memory.transfer")
+def is_in_runner(module: str) -> bool:
+    """Modules of engine that run in the runner process only."""
+    return is_within(module, "engine.model_runner") or module.startswith(RUNNER_MEMORY)
 
 
 def imports_of(module: str) -> Iterator[str]:
@@ -65,11 +71,7 @@ def is_ours(name: str) -> bool:
 
 
 def is_engine_core(module: str) -> bool:
-    return (
-        is_within(module, "engine")
-        and not is_within(module, "engine.model_runner")
-        and not is_transfer(module)
-    )
+    return is_within(module, "engine") and not is_in_runner(module)
 
 
 def allowed_in_api(name: str) -> bool:
@@ -77,7 +79,7 @@ def allowed_in_api(name: str) -> bool:
 
 
 def allowed_in_core(name: str) -> bool:
-    return not is_within(name, "torch", "transformers", "api", "loadgen", "engine.model_runner")
+    return not is_within(name, "torch", "transformers", "api", "loadgen") and not is_in_runner(name)
 
 
 def allowed_in_pure(name: str) -> bool:
@@ -99,7 +101,7 @@ RULES: list[tuple[str, list[str], Callable[[str], bool]]] = [
     ("api", modules_of("api"), allowed_in_api),
     ("engine", [name for name in modules_of("engine") if is_engine_core(name)], allowed_in_core),
     ("fairness", modules_of("engine.fairness"), allowed_in_pure),
-    ("memory", [name for name in modules_of("engine.memory") if not is_transfer(name)], allowed_in_pure),
+    ("memory", [name for name in modules_of("engine.memory") if not is_in_runner(name)], allowed_in_pure),
     ("runner", modules_of("engine.model_runner"), allowed_in_runner),
     ("loadgen", modules_of("loadgen"), allowed_in_loadgen),
 ]
