@@ -4,6 +4,8 @@ msgspec decodes into these types in under a microsecond and steps over everythin
 decoded: nothing is guessed from its bytes.
 """
 
+from typing import Any
+
 import msgspec
 
 
@@ -44,7 +46,7 @@ class Usage(msgspec.Struct, gc=False):
 class Event(msgspec.Struct, gc=False):
     choices: list[Choice] = []
     usage: Usage | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 decode_event = msgspec.json.Decoder(Event).decode

@@ -80,7 +80,7 @@ class TokenStream:
 
     def _take(self, event: Event) -> None:
         if event.error is not None:
-            raise RequestError(ErrorKind.SERVER_ERROR, bytes(event.error).decode(errors="replace"))
+            raise RequestError(ErrorKind.SERVER_ERROR, _message(event.error))
         if event.usage is not None:
             self.usage = event.usage
         num_tokens = 0
@@ -134,6 +134,13 @@ class TokenStream:
             chunk_s=[_rounded(moment) for moment in self.chunk_s],
             chunk_tokens=self.chunk_tokens.tolist(),
         )
+
+
+def _message(error: object) -> str:
+    """What an error object of the API says, in one line."""
+    if isinstance(error, dict) and isinstance(error.get("message"), str):
+        error = error["message"]
+    return " ".join(str(error).split())
 
 
 def _rounded(moment_s: float) -> float:

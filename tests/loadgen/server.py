@@ -48,21 +48,36 @@ class ScriptedServer:
         self.bodies: list[dict[str, object]] = []
         self.headers: list[str] = []
         self.url = ""
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            length = next(
-                int(line.split(":")[1])
-                for line in head.lower().splitlines()
-                if line.startswith("content-length:")
-            )
-            body = msgspec.json.decode(await reader.readexactly(length), type=dict[str, object])
-            self.bodies.append(body)
-            self.headers.append(head)
-            await self._script(body, writer)
-            await writer.drain()
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            await self._answer(reader, writer)
+        self._tasks.discard(task)
         writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        length = next(
+            int(line.split(":")[1])
+            for line in head.lower().splitlines()
+            if line.startswith("content-length:")
+        )
+        body = msgspec.json.decode(await reader.readexactly(length), type=dict[str, object])
+        self.bodies.append(body)
+        self.headers.append(head)
+        await self._script(body, writer)
+        await writer.drain()
+
+    async def close(self) -> None:
+        """End the scripts that are still going."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager
@@ -74,6 +89,7 @@ async def serving(script: Script) -> AsyncIterator[ScriptedServer]:
         yield scripted
     finally:
         server.close()
+        await scripted.close()
         await server.wait_closed()
 
 
