@@ -1,7 +1,7 @@
 """Choosing tokens for a whole batch, on any device.
 
-Everything per row is a tensor and no shape depends on data, so these functions may be captured in a CUDA
-graph. Every function treats its rows independently: what a row samples does not depend on its neighbours.
+Everything per row is a tensor and on a GPU no shape depends on data, so these functions may be captured in a
+CUDA graph. Every function treats its rows independently: what a row samples does not depend on its neighbours.
 The order is: penalties, bias and masks on the raw logits, temperature, top-k, top-p, min-p, then a draw by
 the inverse of the cumulative distribution in vocabulary order. Log-probabilities are of the raw logits.
 """
@@ -102,19 +102,38 @@ def truncate(scaled: torch.Tensor, truncation: Truncation) -> None:
     are kept.
     """
     part = scaled.index_select(0, truncation.rows)
-    vocab = part.shape[1]
+    top_k, top_p = truncation.top_k[:, None], truncation.top_p[:, None]
+    peak = part.amax(dim=-1, keepdim=True)
+    mass = (part - peak).exp_().sum(dim=-1, keepdim=True, dtype=torch.float64)
+    ordered = _largest(part, truncation, top_p * mass)
+    num_candidates = ordered.shape[1]
+    limit = torch.where(top_k > 0, top_k, num_candidates).clamp(max=num_candidates)
+    kept = ordered.masked_fill(ordered < ordered.gather(1, limit - 1), -torch.inf)
+    weights = (kept - peak).exp_().double()
+    cumulative = weights.cumsum(dim=-1)
+    total = torch.where(top_k > 0, cumulative[:, -1:], mass)
+    num_kept = (cumulative - weights < top_p * total).sum(dim=-1, keepdim=True)
+    last = kept.gather(1, torch.minimum(num_kept, limit).clamp(min=1) - 1)
+    last = torch.where((top_k > 0) | (top_p < 1), last, -torch.inf)
+    last = torch.maximum(last, peak + truncation.min_p[:, None].log())
+    scaled.index_copy_(0, truncation.rows, part.masked_fill_(part < last, -torch.inf))
+
+
+def _largest(part: torch.Tensor, truncation: Truncation, masses: torch.Tensor) -> torch.Tensor:
+    """The largest logits of each row, in order: at least as many as top-k and top-p keep.
+
+    `masses` `[m, 1]` are what top-p keeps of the sum of exp(logit - largest). On the CPU, where shapes may
+    depend on data, sorting a whole vocabulary is worth avoiding; the cut is the same either way.
+    """
+    most = min(MAX_SHORT_TOP_K, part.shape[1])
+    if part.device.type != "cpu":
+        return part.topk(most, dim=-1).values if truncation.is_short else part.sort(descending=True).values
     if truncation.is_short:
-        ordered = part.topk(min(MAX_SHORT_TOP_K, vocab), dim=-1).values
-    else:
-        ordered = part.sort(dim=-1, descending=True).values
-    limit = torch.where(truncation.top_k > 0, truncation.top_k, vocab).clamp(max=ordered.shape[1])
-    last = ordered.gather(1, limit[:, None] - 1)
-    probs = torch.softmax(ordered.masked_fill(ordered < last, -torch.inf), dim=-1)
-    before = probs.cumsum(dim=-1, dtype=torch.float64) - probs
-    num_kept = (before < truncation.top_p[:, None]).sum(dim=-1, keepdim=True).clamp(min=1)
-    last = torch.maximum(last, ordered.gather(1, num_kept - 1))
-    last = torch.maximum(last, ordered[:, :1] + truncation.min_p[:, None].log())
-    scaled.index_copy_(0, truncation.rows, part.masked_fill(part < last, -torch.inf))
+        return part.topk(min(most, int(truncation.top_k.max())), dim=-1).values
+    ordered = part.topk(most, dim=-1).values
+    reached = (ordered - ordered[:, :1]).exp_().sum(dim=-1, keepdim=True, dtype=torch.float64)
+    is_enough = (truncation.top_k[:, None] == 0) & ((reached > masses) | (truncation.top_p[:, None] == 1))
+    return ordered if bool(is_enough.all()) else part.sort(descending=True).values
 
 
 @dataclass(frozen=True, slots=True)
