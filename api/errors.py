@@ -1,0 +1,121 @@
+"""Errors that a client may see, and the one place where they become OpenAI's error body."""
+
+import logging
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+logger = logging.getLogger(__name__)
+
+
+class ApiError(Exception):
+    """A request that cannot be served. `param` names the field at fault by path: `messages[0].content`."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    @property
+    def kind(self) -> str:
+        """OpenAI's `type` of the error."""
+        if self.status == 429:
+            return "rate_limit_error"
+        return "invalid_request_error" if self.status < 500 else "server_error"
+
+    def body(self) -> dict[str, object]:
+        """The JSON value that OpenAI's clients expect."""
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def response(self) -> Response:
+        headers = {}
+        if self.retry_after_s is not None:
+            headers["retry-after"] = str(max(1, round(self.retry_after_s)))
+        return Response(msgspec.json.encode(self.body()), self.status, headers, media_type="application/json")
+
+
+def bad_request(param: str | None, message: str, code: str | None = None) -> ApiError:
+    """A field with a value that cannot be used."""
+    return ApiError(400, message, code=code, param=param)
+
+
+def unknown_model(name: str, served: list[str]) -> ApiError:
+    known = ", ".join(served) or "none yet"
+    return ApiError(
+        404, f"The model {name!r} is not served here; served: {known}", code="model_not_found", param="model"
+    )
+
+
+def context_too_long(prompt_tokens: int, limit_tokens: int, param: str) -> ApiError:
+    message = (
+        f"The prompt has {prompt_tokens} tokens, but this model's context holds {limit_tokens}, "
+        "and at least one must be left for the answer"
+    )
+    return bad_request(param, message, "context_length_exceeded")
+
+
+def body_too_large(limit_bytes: int) -> ApiError:
+    return ApiError(413, f"The body is over the limit of {limit_bytes} bytes", code="body_too_large")
+
+
+def unavailable(message: str, code: str, retry_after_s: float = 2.0) -> ApiError:
+    """Nothing is wrong with the request: it should come again later."""
+    return ApiError(503, message, code=code, retry_after_s=retry_after_s)
+
+
+_STATUS_OF_CODE = {
+    "queue_full": 429,
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
+    "model_not_found": 404,
+}
+_PARAM_OF_CODE = {"model_not_found": "model", "context_length_exceeded": "prompt"}
+
+
+def rejected(code: str, message: str, retry_after_s: float | None) -> ApiError:
+    """What the engine's refusal (`messages.Rejected`) is in HTTP."""
+    status = _STATUS_OF_CODE.get(code)
+    if status is None:
+        status = 503 if retry_after_s is not None or code in {"unavailable", "server_error"} else 400
+    if status in {429, 503} and retry_after_s is None:
+        retry_after_s = 1.0
+    param = _PARAM_OF_CODE.get(code)
+    return ApiError(status, message, code=code, param=param, retry_after_s=retry_after_s)
+
+
+_HTTP_MESSAGES = {404: "There is nothing at {path}", 405: "{method} is not allowed on {path}"}
+
+
+async def on_api_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals (unknown route, wrong method) in our body."""
+    assert isinstance(error, HTTPException)
+    template = _HTTP_MESSAGES.get(error.status_code, error.detail)
+    message = template.format(path=request.url.path, method=request.method)
+    code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
+    response = ApiError(error.status_code, message, code=code).response()
+    response.headers.update(error.headers or {})
+    return response
+
+
+def internal_error() -> ApiError:
+    """What a client is told of a bug of ours: nothing of its inside."""
+    return ApiError(500, "An internal error occurred; its details are in the server's log", code="internal")

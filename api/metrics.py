@@ -1,0 +1,133 @@
+"""Prometheus metrics: what this process counts, and what the engine reports.
+
+A metric that means what vLLM's does bears its name, so that dashboards for it work; ours begin with
+`fairslice:`.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from engine.messages import Sample
+
+_FAST_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 40.0)
+_SLOW_S = (0.1, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 960.0)
+_GAP_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0)
+
+
+class Metrics:
+    """The counters of one api process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        model = ["model_name"]
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(name, text, model, buckets=buckets, registry=self.registry)
+
+        self.first_token_s = histogram(
+            "vllm:time_to_first_token_seconds", "From arrival to the first token", _FAST_S
+        )
+        self.gap_s = histogram("vllm:inter_token_latency_seconds", "Between two arrivals of tokens", _GAP_S)
+        self.request_s = histogram(
+            "vllm:e2e_request_latency_seconds", "From arrival to the end of the answer", _SLOW_S
+        )
+        self.prompt_tokens = Counter(
+            "vllm:prompt_tokens", "Tokens of accepted prompts", model, registry=self.registry
+        )
+        self.generation_tokens = Counter(
+            "vllm:generation_tokens", "Tokens generated", model, registry=self.registry
+        )
+        self.finished = Counter(
+            "vllm:request_success",
+            "Choices by the reason why they ended",
+            [*model, "finished_reason"],
+            registry=self.registry,
+        )
+        self.errors = Counter(
+            "fairslice:http_errors", "Error answers by status", ["status"], registry=self.registry
+        )
+        self.cut_streams = Counter(
+            "fairslice:cut_streams",
+            "Streams cut off as nobody read them",
+            registry=self.registry,
+        )
+        self.open_streams = Gauge("fairslice:open_streams", "Streams being sent", registry=self.registry)
+
+    def render(self, samples: Iterable[Sample]) -> bytes:
+        """The text format, with the engine's samples after ours."""
+        engine = CollectorRegistry()
+        engine.register(_EngineSamples(list(samples)))
+        return generate_latest(self.registry) + generate_latest(engine)
+
+
+class RequestTimer:
+    """Measures one request, from its arrival by `time.monotonic`."""
+
+    def __init__(self, metrics: Metrics, model: str, arrived_s: float) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._gap = metrics.gap_s.labels(model)
+        self._generated = metrics.generation_tokens.labels(model)
+        self._start_s = arrived_s
+        self._last_s: float | None = None
+
+    def admitted(self, prompt_tokens: int) -> None:
+        """The engine took the request."""
+        self._metrics.prompt_tokens.labels(self._model).inc(prompt_tokens)
+
+    def tokens(self, count: int) -> None:
+        """Tokens have come, now."""
+        now_s = time.monotonic()
+        if self._last_s is None:
+            self._metrics.first_token_s.labels(self._model).observe(now_s - self._start_s)
+        else:
+            self._gap.observe(now_s - self._last_s)
+        self._last_s = now_s
+        self._generated.inc(count)
+
+    def finished(self, reasons: Iterable[str]) -> None:
+        """The answer is over."""
+        self._metrics.request_s.labels(self._model).observe(time.monotonic() - self._start_s)
+        for reason in reasons:
+            self._metrics.finished.labels(self._model, reason).inc()
+
+
+class _EngineSamples(Collector):
+    """The engine's samples as Prometheus families."""
+
+    def __init__(self, samples: list[Sample]) -> None:
+        self._samples = samples
+
+    def collect(self) -> Iterator[Metric]:
+        by_name: dict[str, list[Sample]] = {}
+        for sample in self._samples:
+            by_name.setdefault(sample.name, []).append(sample)
+        for name, samples in by_name.items():
+            yield _family(name, samples)
+
+
+def _family(name: str, samples: list[Sample]) -> Metric:
+    first = samples[0]
+    labels = list(first.labels)
+    if first.kind == "histogram":
+        histogram = HistogramMetricFamily(name, first.help, labels=labels)
+        for sample in samples:
+            histogram.add_metric(list(sample.labels.values()), sample.buckets, sample.value)
+        return histogram
+    family = (
+        CounterMetricFamily(name, first.help, labels=labels)
+        if first.kind == "counter"
+        else GaugeMetricFamily(name, first.help, labels=labels)
+    )
+    for sample in samples:
+        family.add_metric(list(sample.labels.values()), sample.value)
+    return family

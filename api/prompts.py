@@ -1,0 +1,71 @@
+"""The prompts of a request as token ids: from text, ids or chat messages, checked against the model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from api.chat_template import PLAIN_STOPS, ChatTemplateError, render_plain
+from api.errors import bad_request, context_too_long
+from api.schemas import ChatTurn
+from api.tokenizers import TextModel
+from engine.messages import ModelCard
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A rendered conversation. A plain one ends at `stops`, as the model has no end-of-turn token."""
+
+    ids: list[int]
+    stops: tuple[str, ...]
+    is_plain: bool
+
+
+async def encode_completion_prompts(
+    prompt: str | list[str | int | list[int]], model: TextModel, card: ModelCard
+) -> list[list[int]]:
+    """One list of ids per prompt. Raises ApiError."""
+    if isinstance(prompt, str):
+        prompts = await model.encode_all([prompt], add_prefix=True) if prompt else [[]]
+        return [check_prompt(prompts[0], card, "prompt")]
+    if not prompt:
+        raise bad_request("prompt", "prompt: it has no tokens")
+    if all(isinstance(entry, int) for entry in prompt):
+        return [check_prompt([entry for entry in prompt if isinstance(entry, int)], card, "prompt")]
+    texts = [entry for entry in prompt if isinstance(entry, str)]
+    if len(texts) == len(prompt):
+        encoded = await model.encode_all(texts, add_prefix=True)
+        prompts = [ids if text else [] for ids, text in zip(encoded, texts, strict=True)]
+    else:
+        prompts = [entry for entry in prompt if isinstance(entry, list)]
+    if len(prompts) != len(prompt):
+        raise bad_request(
+            "prompt", "prompt: expected a text, texts, token ids or lists of ids, not a mixture"
+        )
+    return [check_prompt(ids, card, f"prompt[{index}]") for index, ids in enumerate(prompts)]
+
+
+async def encode_chat(turns: Sequence[ChatTurn], model: TextModel, card: ModelCard) -> ChatPrompt:
+    """The conversation in the model's own form, or as a plain transcript. Raises ApiError."""
+    messages: list[dict[str, object]] = [{"role": turn.role, "content": turn.text} for turn in turns]
+    if model.chat_template is None:
+        encoded = await model.encode_all([render_plain(messages)], add_prefix=True)
+        return ChatPrompt(check_prompt(encoded[0], card, "messages"), PLAIN_STOPS, True)
+    try:
+        text = model.chat_template.render(messages)
+    except ChatTemplateError as error:
+        raise bad_request("messages", f"messages do not fit the model's chat template: {error}") from None
+    encoded = await model.encode_all([text], add_prefix=False)
+    return ChatPrompt(check_prompt(encoded[0], card, "messages"), (), False)
+
+
+def check_prompt(ids: list[int], card: ModelCard, param: str) -> list[int]:
+    """Raises ApiError unless the model can take these ids and answer at least one token."""
+    if not ids:
+        raise bad_request(param, f"{param}: it has no tokens")
+    if len(ids) >= card.max_model_len:
+        raise context_too_long(len(ids), card.max_model_len, param)
+    if min(ids) < 0 or max(ids) >= card.vocab_size:
+        outside = next(token_id for token_id in ids if not 0 <= token_id < card.vocab_size)
+        raise bad_request(
+            param, f"{param}: token id {outside} is not in the vocabulary of {card.vocab_size} tokens"
+        )
+    return ids

@@ -1,0 +1,64 @@
+"""POST /v1/chat/completions."""
+
+import logging
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.answers import ChatFormat
+from api.errors import bad_request
+from api.prompts import encode_chat
+from api.routes.generate import answer, plan_generation
+from api.schemas import ChatRequest, Reader
+from api.services import arrival_s, read_body, services_of
+
+logger = logging.getLogger(__name__)
+
+NOTICE_HEADER = "x-fairslice-notice"
+PLAIN_NOTICE = "base model without a chat template; the messages were written as a plain transcript"
+
+READER = Reader(ChatRequest)
+
+
+async def chat_completions(request: Request) -> Response:
+    arrived_s = arrival_s()
+    services = services_of(request)
+    tenant = services.auth.resolve(request)
+    services.generations.check_accepting()
+    body = await read_body(request, READER)
+    logprobs = _wanted_logprobs(body)
+    if body.stream and body.prompt_logprobs is not None:
+        raise bad_request("prompt_logprobs", "prompt_logprobs is only for requests without stream")
+    model = await services.find_model(body.model)
+    prompt = await encode_chat(body.messages, model[1], model[0])
+    plan = plan_generation(
+        services,
+        tenant,
+        body,
+        model,
+        [prompt.ids],
+        id_prefix="chatcmpl",
+        max_tokens=body.max_completion_tokens or body.max_tokens or services.config.server.default_max_tokens,
+        logprobs=logprobs,
+        prompt_logprobs=body.prompt_logprobs,
+        own_stops=prompt.stops,
+    )
+    return await answer(
+        request,
+        services,
+        body,
+        plan,
+        ChatFormat,
+        arrived_s=arrived_s,
+        logprobs=logprobs is not None,
+        headers={NOTICE_HEADER: PLAIN_NOTICE} if prompt.is_plain else {},
+    )
+
+
+def _wanted_logprobs(body: ChatRequest) -> int | None:
+    """How many alternatives to report; None: no log probabilities. Raises ApiError."""
+    if body.top_logprobs is not None and not body.logprobs:
+        raise bad_request("top_logprobs", "top_logprobs needs logprobs = true")
+    if body.max_tokens is not None and body.max_completion_tokens is not None:
+        raise bad_request("max_tokens", "max_tokens is the old name of max_completion_tokens: give one")
+    return (body.top_logprobs or 0) if body.logprobs else None

@@ -1,0 +1,34 @@
+"""GET /health, /ready and /metrics."""
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.routes.models import json_response
+from api.services import services_of
+
+
+async def health(request: Request) -> Response:
+    """This process is alive."""
+    return json_response({"status": "ok"})
+
+
+async def ready(request: Request) -> Response:
+    """200 once a model can be used, until shutdown begins; else 503 with what goes on."""
+    services = services_of(request)
+    client = services.client
+    if services.generations.is_draining:
+        return json_response({"status": "shutting down"}, 503)
+    if not client.is_connected:
+        return json_response({"status": "waiting for the engine"}, 503)
+    if not client.models:
+        return json_response({"status": "loading", "loading": client.loading}, 503)
+    return json_response({"status": "ready", "models": sorted(client.models), "loading": client.loading})
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus text: this process's counters and the engine's."""
+    services = services_of(request)
+    stats = await services.client.stats()
+    text = services.metrics.render(stats.samples if stats is not None else [])
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

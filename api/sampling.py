@@ -1,0 +1,135 @@
+"""From a request's fields to the engine's sampling parameters."""
+
+import asyncio
+import secrets
+from collections.abc import Iterable
+
+import msgspec
+from llguidance import LLMatcher
+
+from api.errors import bad_request
+from api.schemas import GenerationRequest, ResponseFormat
+from engine.messages import Grammar, GrammarKind, ModelCard, Sampling
+
+SEED_MASK = 2**63 - 1
+
+
+def draw_seed(body: GenerationRequest) -> int:
+    """The client's seed, else a random one: every request has one, so that it can be resumed exactly."""
+    return secrets.randbits(63) if body.seed is None else body.seed & SEED_MASK
+
+
+def build_sampling(
+    body: GenerationRequest,
+    card: ModelCard,
+    *,
+    max_tokens: int,
+    seed: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+) -> Sampling:
+    """Raises ApiError for what only shows with the model at hand (token ids, several grammars)."""
+    defaults = card.sampling_defaults
+    own = () if body.ignore_eos else card.eos_token_ids
+    stop_ids = (*own, *(body.stop_token_ids or ()))
+    _require_in_vocabulary("stop_token_ids", body.stop_token_ids or (), card)
+    _require_in_vocabulary("logit_bias", body.logit_bias or (), card)
+
+    def chosen(value: float | None, name: str, otherwise: float) -> float:
+        return defaults.get(name, otherwise) if value is None else value
+
+    return Sampling(
+        max_tokens=max_tokens,
+        seed=seed,
+        min_tokens=min(body.min_tokens or 0, max_tokens),
+        temperature=chosen(body.temperature, "temperature", 1.0),
+        top_p=chosen(body.top_p, "top_p", 1.0),
+        top_k=max(0, int(chosen(body.top_k, "top_k", 0))),
+        min_p=chosen(body.min_p, "min_p", 0.0),
+        stop_token_ids=tuple(dict.fromkeys(stop_ids)),
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        repetition_penalty=chosen(body.repetition_penalty, "repetition_penalty", 1.0),
+        logit_bias=body.logit_bias or {},
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        grammar=build_grammar(body),
+    )
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """The choices of one prompt differ; the first is what n = 1 gives with the same seed."""
+    return (seed + choice) & SEED_MASK
+
+
+def build_grammar(body: GenerationRequest) -> Grammar | None:
+    """The one constraint that a request may set. Raises ApiError."""
+    given: dict[str, Grammar | None] = {
+        "response_format": _format_grammar(body.response_format),
+        "guided_json": _schema_grammar(body.guided_json),
+        "guided_regex": _grammar(GrammarKind.REGEX, body.guided_regex),
+        "guided_grammar": _grammar(GrammarKind.LARK, body.guided_grammar),
+    }
+    grammars = {name: grammar for name, grammar in given.items() if grammar is not None}
+    if len(grammars) > 1:
+        names = " and ".join(grammars)
+        raise bad_request(list(grammars)[1], f"{names} exclude each other: give one of them")
+    return next(iter(grammars.values()), None)
+
+
+async def check_grammar(grammar: Grammar | None) -> None:
+    """Raises ApiError if the grammar is not one; in a thread, as large ones take their time."""
+    if grammar is None:
+        return
+    problem = await asyncio.to_thread(_problem_with, grammar)
+    if problem:
+        raise bad_request(_PARAM_OF_KIND[grammar.kind], f"not a usable {grammar.kind}: {problem[:500]}")
+
+
+_READERS = {
+    GrammarKind.JSON_SCHEMA: LLMatcher.grammar_from_json_schema,
+    GrammarKind.REGEX: LLMatcher.grammar_from_regex,
+    GrammarKind.LARK: LLMatcher.grammar_from_lark,
+}
+_PARAM_OF_KIND = {
+    GrammarKind.JSON_SCHEMA: "response_format",
+    GrammarKind.REGEX: "guided_regex",
+    GrammarKind.LARK: "guided_grammar",
+}
+
+
+def _problem_with(grammar: Grammar) -> str:
+    try:
+        problem: str = LLMatcher.validate_grammar(_READERS[grammar.kind](grammar.source))
+    except ValueError as error:
+        return str(error)
+    return problem
+
+
+def _format_grammar(wanted: ResponseFormat | None) -> Grammar | None:
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return _schema_grammar({"type": "object"})
+    if wanted.json_schema is None:
+        raise bad_request(
+            "response_format.json_schema", "response_format.json_schema is required for this type"
+        )
+    return _schema_grammar(wanted.json_schema.schema)
+
+
+def _schema_grammar(schema: dict[str, object] | str | None) -> Grammar | None:
+    source = msgspec.json.encode(schema).decode() if isinstance(schema, dict) else schema
+    return _grammar(GrammarKind.JSON_SCHEMA, source)
+
+
+def _grammar(kind: GrammarKind, source: str | None) -> Grammar | None:
+    return None if source is None else Grammar(kind=kind, source=source)
+
+
+def _require_in_vocabulary(param: str, ids: Iterable[int], card: ModelCard) -> None:
+    for token_id in ids:
+        if token_id >= card.vocab_size:
+            raise bad_request(
+                param, f"{param}: token id {token_id} is not in the vocabulary of {card.vocab_size} tokens"
+            )

@@ -1,0 +1,177 @@
+"""What a request may say: types, ranges and names of every field, checked before anything else happens.
+
+A field that is not listed is refused by its name. Fields under "accepted, no effect" change nothing about
+the answer, or ask for what is done anyway.
+"""
+
+import re
+from typing import Annotated, Generic, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from api.errors import ApiError, bad_request
+
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+MAX_TOKEN_LISTS = 1024
+MAX_BIASES = 1024
+MAX_LOGPROBS = 20
+
+Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Choices = Annotated[int, Meta(ge=1, le=4096)]
+StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
+StopList = Annotated[list[StopString], Meta(max_length=MAX_STOPS)]
+Logprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
+Pattern = Annotated[str, Meta(min_length=1, max_length=65536)]
+
+
+class Strict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of everything a client sends."""
+
+
+class StreamOptions(Strict, frozen=True, kw_only=True):
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+    include_obfuscation: bool | None = None  # accepted, no effect
+
+
+class JsonSchema(Strict, frozen=True, kw_only=True):
+    schema: dict[str, object]
+    name: str = "response"
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict, frozen=True, kw_only=True):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class GenerationRequest(Strict, frozen=True, kw_only=True):
+    """What completions and chat have in common."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Count | None = None
+    n: Choices | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None  # 0 and, as elsewhere, -1: all tokens
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: StopString | StopList | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_TOKEN_LISTS)] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    logit_bias: (
+        Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=MAX_BIASES)] | None
+    ) = None
+    prompt_logprobs: Logprobs | None = None
+    response_format: ResponseFormat | None = None
+    guided_json: dict[str, object] | Pattern | None = None
+    guided_regex: Pattern | None = None
+    guided_grammar: Pattern | None = None
+    priority: Annotated[int, Meta(ge=-20, le=19)] | None = None  # a nice level: lower goes before
+    latency_ms: Annotated[float, Meta(gt=0, le=60_000)] | None = None  # wished slice length
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    user: str | None = None  # accepted, no effect, as are the following
+    metadata: dict[str, object] | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    store: bool | None = None
+
+
+class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
+    prompt: str | list[str | int | list[int]]
+    echo: bool | None = None
+    logprobs: Logprobs | None = None
+    best_of: Annotated[int, Meta(ge=1, le=1)] | None = None  # only what n alone means
+
+
+class TextPart(Strict, frozen=True, kw_only=True):
+    type: Literal["text"]
+    text: str
+
+
+class ChatTurn(Strict, frozen=True, kw_only=True):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+    refusal: str | None = None  # accepted in an assistant's turn as our own answers have it
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
+
+
+class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
+    messages: Annotated[list[ChatTurn], Meta(min_length=1)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Logprobs | None = None
+
+
+class TokenizeRequest(Strict, frozen=True, kw_only=True):
+    model: str
+    prompt: str | None = None
+    messages: Annotated[list[ChatTurn], Meta(min_length=1)] | None = None
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(Strict, frozen=True, kw_only=True):
+    model: str
+    tokens: list[TokenId]
+
+
+Body = TypeVar("Body", bound=Strict)
+
+
+class Reader(Generic[Body]):
+    """Reads bodies of one type."""
+
+    def __init__(self, kind: type[Body]) -> None:
+        self._decoder = msgspec.json.Decoder(kind)
+
+    def read(self, data: bytes) -> Body:
+        """Raises ApiError naming the field at fault."""
+        try:
+            return self._decoder.decode(data)
+        except msgspec.ValidationError as error:
+            raise _explain(str(error)) from None
+        except msgspec.DecodeError as error:
+            raise bad_request(None, f"The body is not valid JSON: {error}", "invalid_json") from None
+        except UnicodeDecodeError as error:
+            message = f"The body is not valid UTF-8: {error.reason} at {error.start} of a string"
+            raise bad_request(None, message, "invalid_utf8") from None
+        except RecursionError:
+            raise bad_request(None, "The body is nested too deeply", "invalid_json") from None
+
+
+_FIELD_IN_MESSAGE = re.compile(r"Object (?:contains unknown|missing required) field `(.*)`", re.DOTALL)
+
+
+def _explain(error: str) -> ApiError:
+    """Turn msgspec's "Expected `int` >= 1 - at `$.n`" into an error with `param` "n"."""
+    problem, _, place = error.partition(" - at ")
+    key_of = place.startswith("`key`")  # "`key` in `$.logit_bias`": a key of that object
+    path = place.rpartition("$")[2].strip("`").lstrip(".").removesuffix("[...]")
+    named = _FIELD_IN_MESSAGE.fullmatch(problem)
+    if named is None:
+        where = f"{'a key of ' if key_of else ''}{path or 'the body'}"
+        return bad_request(path or None, f"{where}: {problem[0].lower()}{problem[1:]}")
+    param = f"{path}.{named[1]}" if path else named[1]
+    if problem.startswith("Object missing"):
+        return bad_request(param, f"{param} is required", "missing_required_parameter")
+    return bad_request(param, f"{param} is not supported here", "unsupported_parameter")
