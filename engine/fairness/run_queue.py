@@ -53,29 +53,33 @@ class RunQueue(Protocol[E]):
 class VirtualClock:
     """The virtual time at which newcomers are placed: the kernel's `min_vruntime`, for many servers.
 
-    It never goes back. The kernel takes the least vruntime of the queue and of the one task that runs. Here
-    many run at once, and one that runs without a break and yet uses less than its share must not hold the
-    clock back, or newcomers would be handed credit for time in which they were not there. So the clock
-    follows whoever is served: it moves with a charge by no more than that charge, not past the one that was
-    charged, and not past those who wait. A debt (a vruntime ahead of the clock) is thus neither forgiven by
-    an idle moment nor made larger by service that nobody else waited for.
+    The kernel takes the least vruntime of the queue and of the one task that runs. Here many run at once, and
+    one that runs without a break and yet uses less than its share must not hold the clock back, or newcomers
+    would be handed credit for time in which they were not there. So the clock follows whoever is served: it
+    moves with a charge by no more than that charge, not past the one that was charged, and not past those who
+    wait. A debt (a vruntime ahead of the clock) is thus neither forgiven by an idle moment nor made larger by
+    service that nobody else waited for.
+
+    But it never goes back, nor is it slower than the virtual time of fluid fair queueing, which moves by the
+    service divided by the load of all: or else newcomers without end, each placed before everybody, would
+    hold the clock where it is and starve those who have been served once.
     """
 
     __slots__ = ("now_ns",)
 
-    def __init__(self, now_ns: int = 0) -> None:
-        self.now_ns = now_ns
+    def __init__(self) -> None:
+        self.now_ns = 0
 
-    def advance(self, delta_ns: int, vruntime_ns: int, floor_ns: int | None) -> None:
-        """Somebody was charged `delta_ns` and is at `vruntime_ns` now; `floor_ns` is that of the queue, None
-        if nobody waits."""
+    def advance(self, delta_ns: int, fluid_ns: int, vruntime_ns: int, floor_ns: int | None) -> None:
+        """Somebody was charged `delta_ns` of virtual time and is at `vruntime_ns` now; `fluid_ns` is the same
+        service by the load of all. `floor_ns` is that of the queue, None if nobody waits."""
         now_ns = self.now_ns + delta_ns
         if vruntime_ns < now_ns:
             now_ns = vruntime_ns
         if floor_ns is not None and floor_ns < now_ns:
             now_ns = floor_ns
-        if now_ns > self.now_ns:
-            self.now_ns = now_ns
+        fluid_now_ns = self.now_ns + fluid_ns
+        self.now_ns = now_ns if now_ns > fluid_now_ns else fluid_now_ns
 
 
 class BisectList(list[tuple[int, int, E]]):

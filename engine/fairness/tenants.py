@@ -21,6 +21,7 @@ class Account:
     projected_ns: int = 0
     deadline_ns: int = 0
     num_tasks: int = 0
+    tasks_load: int = 0  # of all its tasks
     num_wishes: int = 0  # tasks with a `latency_ns`
     num_waiting: int = 0  # in `queue`, whose len() would cost a call at every step
     clock: VirtualClock = field(default_factory=VirtualClock)
@@ -49,6 +50,7 @@ class Accounts:
         self._accounts: dict[str, Account] = {}
         self._idle_since_ns: dict[str, int] = {}  # in order of time
         self._next_serial = 0
+        self.load = 0  # of the tenants that have tasks
 
     def __iter__(self) -> Iterator[Account]:
         return iter(self._accounts.values())
@@ -72,8 +74,11 @@ class Accounts:
             account = Account(self._next_serial, tenant, make_queue(), vruntime_ns=clock_ns)
             self._next_serial += 1
             self._accounts[tenant] = account
+        if account.num_tasks:
+            self.load -= account.load
         self._idle_since_ns.pop(tenant, None)
         account.load = weight_load(weight)
+        self.load += account.load
         account.num_tasks += 1
         return account
 
@@ -81,6 +86,7 @@ class Accounts:
         """Count one of the account's tasks out."""
         account.num_tasks -= 1
         if account.num_tasks == 0:
+            self.load -= account.load
             self._idle_since_ns[account.tenant] = now_ns
             self._forget_if_due(account, now_ns, clock_ns)
         oldest = next(iter(self._idle_since_ns), None)
@@ -93,6 +99,7 @@ class Accounts:
             del self._accounts[account.tenant], self._idle_since_ns[account.tenant]
 
     def check_integrity(self) -> None:
+        assert self.load == sum(account.load for account in self if account.num_tasks)
         for tenant, account in self._accounts.items():
             assert account.tenant == tenant
             assert account.projected_ns >= 0

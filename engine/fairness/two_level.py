@@ -7,12 +7,17 @@ picked for the whole batch: `pick` projects what a stint (from pick to put_back)
 tenant's vruntime, charges use the projection up, and what is left of it goes back when the stint ends. Two
 backlogged tenants thus get places in the batch in proportion to their weights.
 
-Bound. When tenant i is picked, its vruntime with projections is at most that of any backlogged j. Until the
-next such moment it grows by what i's running prompts cost, and a projection is at most `slice_ns`. So, with
-n prompts running at once, stints of at most L ns and both tenants backlogged throughout,
-    | service_i / weight_i - service_j / weight_j |  <=  n * max(L, slice_ns) / min(weight_i, weight_j)
-apart from the difference at the moment when the later one became backlogged, which is at most as large
-unless one of them was in debt.
+Bounds. A tenant is picked by cfs only if its vruntime with projections is at most that of any other that is
+backlogged. Until the next such moment it grows by what the tenant's running prompts cost, and a projection
+is at most `slice_ns`. So, with n places on all GPUs and stints of at most L ns (of GPU time charged), for
+tenants i and j that are backlogged throughout,
+    | service_i / weight_i - service_j / weight_j |  <=  2 n max(L, slice_ns) / min(weight_i, weight_j)
+whereof half is the difference that they may start with, unless one starts in debt. The same holds of eevdf
+for two tenants; among more it holds of a tenant and the average.
+
+Nor does an endless stream of newcomers starve anybody: if all stints cost the same, then between two stints
+of a prompt its tenant has two of each other prompt at most, and other tenants of the same weight as many as
+its own: the virtual clock has by then moved past it, so that newcomers are placed behind it.
 """
 
 from collections.abc import Callable
@@ -20,7 +25,7 @@ from collections.abc import Callable
 from engine.fairness.policy import Task
 from engine.fairness.run_queue import RunQueue, VirtualClock
 from engine.fairness.tenants import Account, Accounts
-from engine.fairness.weights import nice_load, virtual
+from engine.fairness.weights import NICE_0_LOAD, nice_load, virtual
 
 _LEARNING_SHIFT = 3  # a stint moves the expected cost by an eighth of the difference
 _LEARNING_ROUNDING = (1 << _LEARNING_SHIFT) - 1  # up, or a cost of 0 could be learnt
@@ -64,6 +69,7 @@ class TwoLevelPolicy:
         if account is not None:
             self._withdraw(account)
         account = self._accounts.open(task.tenant, task.weight, self._make_task_queue, self._clock.now_ns)
+        account.tasks_load += task.load
         account.num_wishes += task.latency_ns is not None
         debt_ns = virtual(min(task.service_ns, self._slice_ns), task.load)
         task.vruntime_ns = account.clock.now_ns + debt_ns
@@ -121,6 +127,7 @@ class TwoLevelPolicy:
             self._num_queued -= 1
         else:
             self._refund(account, task)
+        account.tasks_load -= task.load
         account.num_wishes -= task.latency_ns is not None
         self._offer(account)
         self._accounts.close(account, now_ns, self._clock.now_ns)
@@ -211,7 +218,8 @@ class TwoLevelPolicy:
         else:
             task.vruntime_ns += delta_ns
         floor_ns = account.queue.floor_ns() if account.num_waiting else None
-        account.clock.advance(delta_ns, task.vruntime_ns, floor_ns)
+        fluid_ns = service_ns * NICE_0_LOAD // (account.tasks_load or task.load)
+        account.clock.advance(delta_ns, fluid_ns, task.vruntime_ns, floor_ns)
 
     def _charge_tenant(self, account: Account, task: Task, service_ns: int) -> None:
         delta_ns = virtual(service_ns, account.load)
@@ -223,4 +231,5 @@ class TwoLevelPolicy:
             account.vruntime_ns += delta_ns - expected_ns
             self._offer(account)
         floor_ns = self._tenants.floor_ns() if self._num_queued else None
-        self._clock.advance(delta_ns, account.settled_ns, floor_ns)
+        fluid_ns = service_ns * NICE_0_LOAD // (self._accounts.load or account.load)
+        self._clock.advance(delta_ns, fluid_ns, account.settled_ns, floor_ns)
