@@ -15,7 +15,6 @@ from loadgen.stream import RequestError, TokenStream
 Clock = Callable[[], float]  # seconds since the run began
 
 _CLIENT_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS)
-_KEEPALIVE_S = 2.0  # below what servers allow, so that a reused connection is not one being closed
 _LARGE_BODY_BYTES = 1 << 20  # above this aiohttp wants a file, which it sends piece by piece
 _NETWORK_ERRORS = (aiohttp.ClientError, OSError, TimeoutError)
 
@@ -23,9 +22,13 @@ _NETWORK_ERRORS = (aiohttp.ClientError, OSError, TimeoutError)
 def open_session(
     *, max_connections: int | None, stall_s: float, timeout_s: float | None
 ) -> aiohttp.ClientSession:
-    """A session whose requests fail when nothing is heard for `stall_s`, or after `timeout_s` in all."""
+    """A session whose requests fail when nothing is heard for `stall_s`, or after `timeout_s` in all.
+
+    Each request has a connection of its own, as each of many users would: one used twice may be closing just
+    as the next request is written to it, and that would count as the server's failure.
+    """
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=max_connections or 0, keepalive_timeout=_KEEPALIVE_S),
+        connector=aiohttp.TCPConnector(limit=max_connections or 0, force_close=True),
         timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=stall_s, sock_read=stall_s),
         headers={"Accept": "text/event-stream", "Accept-Encoding": "identity"},
         auto_decompress=False,

@@ -16,6 +16,26 @@ from tests.loadgen.server import DONE, END, HEAD, Script, answer, chunk, event, 
 REQUEST = PlannedRequest(0, 2, 0.0, "t", 5, 4, {"Content-Type": "application/json"}, b'{"max_tokens": 4}')
 
 
+class TwoTokens(Monitor):
+    """Says when two tokens have come."""
+
+    def __init__(self) -> None:
+        super().__init__(1, ["t"])
+        self.came = asyncio.Event()
+
+    def on_first(self, tenant: str, ttft_s: float, num_tokens: int) -> None:
+        super().on_first(tenant, ttft_s, num_tokens)
+        self._look()
+
+    def on_tokens(self, tenant: str, gap_s: float, num_tokens: int) -> None:
+        super().on_tokens(tenant, gap_s, num_tokens)
+        self._look()
+
+    def _look(self) -> None:
+        if self.total.tokens == 2:
+            self.came.set()
+
+
 async def send(
     url: str, *, stall_s: float = 5.0, timeout_s: float | None = None, request: PlannedRequest = REQUEST
 ) -> tuple[RequestRecord, Monitor]:
@@ -133,22 +153,19 @@ def test_a_server_that_is_not_there() -> None:
 
 def test_cancelling_gives_a_record_of_what_came() -> None:
     async def main() -> RequestRecord:
-        dripped = asyncio.Event()
+        monitor = TwoTokens()
 
         async def script(body: dict[str, object], writer: asyncio.StreamWriter) -> None:
             writer.write(HEAD + chunk(token()) + chunk(token()))
             await writer.drain()
-            dripped.set()
             await asyncio.sleep(3600)
 
-        monitor = Monitor(1, ["t"])
         async with (
             serving(script) as server,
             open_session(max_connections=None, stall_s=5.0, timeout_s=None) as session,
         ):
             task = asyncio.create_task(Client(session, server.url, RunClock(), monitor).send(REQUEST))
-            await dripped.wait()
-            await asyncio.sleep(0.05)
+            await monitor.came.wait()
             task.cancel()
             return await task
 
