@@ -1,7 +1,7 @@
 """Choosing tokens for a whole batch, on any device.
 
-Everything per row is a tensor and on a GPU no shape depends on data, so these functions may be captured in a
-CUDA graph. Every function treats its rows independently: what a row samples does not depend on its neighbours.
+Everything per row is a tensor and on a GPU no shape depends on data, so these functions may be captured in
+a CUDA graph. Rows are treated independently: what a row samples does not depend on its neighbours.
 The order is: penalties, bias and masks on the raw logits, temperature, top-k, top-p, min-p, then a draw by
 the inverse of the cumulative distribution in vocabulary order. Log-probabilities are of the raw logits.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 _UNIFORM_BITS = 32  # fits float64 with room to spare, so that a product with a total never rounds up to it
+_BLOCK_TOKENS = 512
 MAX_SHORT_TOP_K = 1024  # up to here the k largest are found without sorting the vocabulary
 
 
@@ -89,10 +90,32 @@ def sample(logits: torch.Tensor, draw: Draw) -> torch.Tensor:
     scaled = logits / torch.where(is_greedy, 1.0, draw.temperature)[:, None]
     for truncation in draw.truncations:
         truncate(scaled, truncation)
-    cumulative = torch.softmax(scaled, dim=-1).cumsum(dim=-1, dtype=torch.float64)
-    targets = uniforms(draw.seeds, draw.positions)[:, None] * cumulative[:, -1:]
-    drawn = torch.searchsorted(cumulative, targets, right=True).squeeze(1)
+    weights = scaled.sub_(scaled.amax(dim=-1, keepdim=True)).exp_()
+    drawn = draw_by_weight(weights, uniforms(draw.seeds, draw.positions))
     return torch.where(is_greedy, logits.argmax(dim=-1), drawn)
+
+
+def draw_by_weight(weights: torch.Tensor, fractions: torch.Tensor) -> torch.Tensor:
+    """The first token of each row at which the weights so far exceed this fraction of their sum.
+
+    `weights` is `[n, vocab]`, not negative; `fractions` `[n]` are in [0, 1). First the block of the
+    vocabulary is found, then the token in it, which spares running sums over a whole vocabulary.
+    """
+    vocab = weights.shape[1]
+    num_whole = vocab // _BLOCK_TOKENS
+    blocks = weights[:, : num_whole * _BLOCK_TOKENS].view(weights.shape[0], num_whole, _BLOCK_TOKENS)
+    whole = blocks.sum(dim=-1)
+    tail = weights[:, num_whole * _BLOCK_TOKENS :].sum(dim=-1, keepdim=True)
+    after = torch.cat([whole, tail], dim=-1).double().cumsum(dim=-1)
+    before = torch.cat([torch.zeros_like(after[:, :1]), after[:, :-1]], dim=-1)
+    targets = fractions[:, None] * after[:, -1:]
+    block = torch.searchsorted(after, targets, right=True)
+    tokens = block * _BLOCK_TOKENS + torch.arange(_BLOCK_TOKENS, device=weights.device)
+    inside = weights.gather(1, tokens.clamp(max=vocab - 1)).double() * (tokens < vocab)
+    reached = inside.cumsum(dim=-1)
+    # The two sums of a block differ by rounding: stay below the end, where the weights may be 0.
+    rest = torch.minimum(targets - before.gather(1, block), reached[:, -1:] * (1 - 2.0**-40))
+    return (block * _BLOCK_TOKENS + torch.searchsorted(reached, rest, right=True)).squeeze(1)
 
 
 def truncate(scaled: torch.Tensor, truncation: Truncation) -> None:
@@ -104,7 +127,9 @@ def truncate(scaled: torch.Tensor, truncation: Truncation) -> None:
     part = scaled.index_select(0, truncation.rows)
     top_k, top_p = truncation.top_k[:, None], truncation.top_p[:, None]
     peak = part.amax(dim=-1, keepdim=True)
-    mass = (part - peak).exp_().sum(dim=-1, keepdim=True, dtype=torch.float64)
+    mass = torch.zeros_like(peak)
+    if not truncation.is_short:
+        mass = (part - peak).exp_().sum(dim=-1, keepdim=True)
     ordered = _largest(part, truncation, top_p * mass)
     num_candidates = ordered.shape[1]
     limit = torch.where(top_k > 0, top_k, num_candidates).clamp(max=num_candidates)
@@ -131,7 +156,7 @@ def _largest(part: torch.Tensor, truncation: Truncation, masses: torch.Tensor) -
     if truncation.is_short:
         return part.topk(min(most, int(truncation.top_k.max())), dim=-1).values
     ordered = part.topk(most, dim=-1).values
-    reached = (ordered - ordered[:, :1]).exp_().sum(dim=-1, keepdim=True, dtype=torch.float64)
+    reached = (ordered - ordered[:, :1]).exp_().sum(dim=-1, keepdim=True)
     is_enough = (truncation.top_k[:, None] == 0) & ((reached > masses) | (truncation.top_p[:, None] == 1))
     return ordered if bool(is_enough.all()) else part.sort(descending=True).values
 

@@ -5,6 +5,7 @@ from engine.model_runner.sampler import (
     Draw,
     Penalties,
     Truncation,
+    draw_by_weight,
     logprobs_of,
     mask_by_bits,
     penalize,
@@ -95,6 +96,18 @@ def test_samples_follow_the_distribution() -> None:
     expected = torch.softmax(logits[0].double() / temperature, dim=0) * 20_000
     chi_square = float(((counts - expected) ** 2 / expected).sum())
     assert chi_square < 31.3  # 11 degrees of freedom, p = 0.001
+
+
+def test_a_large_vocabulary_is_drawn_from_evenly_and_never_where_the_weight_is_zero() -> None:
+    vocab, rows = 1500, 4000
+    weights = torch.zeros(1, vocab)
+    heavy = [0, 1, 511, 512, 700, 1024, 1498]
+    weights[0, heavy] = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
+    fractions = torch.arange(rows, dtype=torch.float64) / rows
+    counts = torch.bincount(draw_by_weight(weights.expand(rows, -1), fractions), minlength=vocab)
+    assert counts.nonzero().flatten().tolist() == heavy
+    expected = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]) / 28 * rows
+    assert (counts[heavy] - expected).abs().max() <= 1
 
 
 def test_a_row_samples_the_same_whatever_is_beside_it() -> None:
