@@ -54,16 +54,18 @@ class DeadlineQueue(Generic[E]):
         return (entity.deadline_ns, entity.serial, entity) in self._by_deadline
 
     def add(self, entity: E) -> None:
-        """A request that is done makes room for the next; a wish shorter than the current one shortens it."""
-        vruntime_ns, load, latency_ns = entity.vruntime_ns, entity.load, entity.latency_ns
+        """A request that is done makes room for the next; a wish shorter than the current one shortens it.
+        What is only projected has not been done."""
+        load, latency_ns = entity.load, entity.latency_ns
+        settled_ns = entity.vruntime_ns - entity.projected_ns
         if latency_ns is not None:
-            shortest_ns = vruntime_ns + virtual(latency_ns, load)
-            if vruntime_ns >= entity.deadline_ns or shortest_ns < entity.deadline_ns:
+            shortest_ns = settled_ns + virtual(latency_ns, load)
+            if settled_ns >= entity.deadline_ns or shortest_ns < entity.deadline_ns:
                 entity.deadline_ns = shortest_ns
-        elif vruntime_ns >= entity.deadline_ns:
-            entity.deadline_ns = vruntime_ns + virtual(self._granularity_ns, load)
+        elif settled_ns >= entity.deadline_ns:
+            entity.deadline_ns = settled_ns + virtual(self._granularity_ns, load)
         self._load += load
-        self._weighted_ns += load * vruntime_ns
+        self._weighted_ns += load * entity.vruntime_ns
         self._by_deadline.add((entity.deadline_ns, entity.serial, entity))
 
     def remove(self, entity: E) -> None:

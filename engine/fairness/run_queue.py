@@ -22,6 +22,8 @@ class Entity(Protocol):
 
 E = TypeVar("E", bound=Entity)
 
+_ARRIVAL_SHIFT = 3  # an eighth
+
 
 class RunQueue(Protocol[E]):
     """Who goes first among the entities in it; equal ones by serial."""
@@ -60,15 +62,17 @@ class VirtualClock:
     wait. A debt (a vruntime ahead of the clock) is thus neither forgiven by an idle moment nor made larger by
     service that nobody else waited for.
 
-    But it never goes back, nor is it slower than the virtual time of fluid fair queueing, which moves by the
-    service divided by the load of all: or else newcomers without end, each placed before everybody, would
-    hold the clock where it is and starve those who have been served once.
+    It never goes back. Newcomers are placed at `arrival_ns`, which is the clock unless that stands still
+    while service is given: then newcomers without end, each placed before everybody, would starve those who have
+    been served once. So it also moves with all service, at an eighth of the speed of fluid fair queueing
+    (service by the load of all), slow enough that in a usual rotation newcomers still come early.
     """
 
-    __slots__ = ("now_ns",)
+    __slots__ = ("arrival_ns", "now_ns")
 
     def __init__(self) -> None:
         self.now_ns = 0
+        self.arrival_ns = 0
 
     def advance(self, delta_ns: int, fluid_ns: int, vruntime_ns: int, floor_ns: int | None) -> None:
         """Somebody was charged `delta_ns` of virtual time and is at `vruntime_ns` now; `fluid_ns` is the same
@@ -78,8 +82,11 @@ class VirtualClock:
             now_ns = vruntime_ns
         if floor_ns is not None and floor_ns < now_ns:
             now_ns = floor_ns
-        fluid_now_ns = self.now_ns + fluid_ns
-        self.now_ns = now_ns if now_ns > fluid_now_ns else fluid_now_ns
+        if now_ns > self.now_ns:
+            self.now_ns = now_ns
+        self.arrival_ns += fluid_ns >> _ARRIVAL_SHIFT
+        if self.arrival_ns < self.now_ns:
+            self.arrival_ns = self.now_ns
 
 
 class BisectList(list[tuple[int, int, E]]):

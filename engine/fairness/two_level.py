@@ -15,9 +15,9 @@ tenants i and j that are backlogged throughout,
 whereof half is the difference that they may start with, unless one starts in debt. The same holds of eevdf
 for two tenants; among more it holds of a tenant and the average.
 
-Nor does an endless stream of newcomers starve anybody: if all stints cost the same, then between two stints
-of a prompt its tenant has two of each other prompt at most, and other tenants of the same weight as many as
-its own: the virtual clock has by then moved past it, so that newcomers are placed behind it.
+Nor does an endless stream of newcomers starve anybody: the virtual clock moves past whoever waits, and then
+newcomers are placed behind. If all stints cost the same, each other prompt of a tenant has ten at most
+between two of a prompt (two if nobody arrives), and tenants of the same weight likewise.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from collections.abc import Callable
 from engine.fairness.policy import Task
 from engine.fairness.run_queue import RunQueue, VirtualClock
 from engine.fairness.tenants import Account, Accounts
-from engine.fairness.weights import NICE_0_LOAD, nice_load, virtual
+from engine.fairness.weights import nice_load, virtual
 
 _LEARNING_SHIFT = 3  # a stint moves the expected cost by an eighth of the difference
 _LEARNING_ROUNDING = (1 << _LEARNING_SHIFT) - 1  # up, or a cost of 0 could be learnt
@@ -69,10 +69,12 @@ class TwoLevelPolicy:
         if account is not None:
             self._withdraw(account)
         account = self._accounts.open(task.tenant, task.weight, self._make_task_queue, self._clock.now_ns)
+        if account.num_tasks == 1:
+            account.vruntime_ns = max(account.vruntime_ns, self._clock.arrival_ns)
         account.tasks_load += task.load
         account.num_wishes += task.latency_ns is not None
         debt_ns = virtual(min(task.service_ns, self._slice_ns), task.load)
-        task.vruntime_ns = account.clock.now_ns + debt_ns
+        task.vruntime_ns = account.clock.arrival_ns + debt_ns
         self._enqueue(account, task)
 
     def pick(self, now_ns: int) -> Task | None:
@@ -218,7 +220,7 @@ class TwoLevelPolicy:
         else:
             task.vruntime_ns += delta_ns
         floor_ns = account.queue.floor_ns() if account.num_waiting else None
-        fluid_ns = service_ns * NICE_0_LOAD // (account.tasks_load or task.load)
+        fluid_ns = virtual(service_ns, account.tasks_load or task.load)
         account.clock.advance(delta_ns, fluid_ns, task.vruntime_ns, floor_ns)
 
     def _charge_tenant(self, account: Account, task: Task, service_ns: int) -> None:
@@ -231,5 +233,5 @@ class TwoLevelPolicy:
             account.vruntime_ns += delta_ns - expected_ns
             self._offer(account)
         floor_ns = self._tenants.floor_ns() if self._num_queued else None
-        fluid_ns = service_ns * NICE_0_LOAD // (self._accounts.load or account.load)
+        fluid_ns = virtual(service_ns, self._accounts.load or account.load)
         self._clock.advance(delta_ns, fluid_ns, account.settled_ns, floor_ns)
