@@ -76,9 +76,9 @@ def receive_descriptors(sock: socket.socket) -> list[int]:
     """Take what one `send_descriptors` sent; waits for it. Raises EOFError when the peer is gone."""
     descriptors: list[int] = []
     while True:
-        data, received, _, _ = socket.recv_fds(
-            sock, _HEADER.size, MAX_DESCRIPTORS_PER_MESSAGE, socket.MSG_CMSG_CLOEXEC
-        )
+        data, received, _, _ = socket.recv_fds(sock, _HEADER.size, MAX_DESCRIPTORS_PER_MESSAGE)
+        for descriptor in received:
+            os.set_inheritable(descriptor, False)
         descriptors.extend(received)
         if len(data) < _HEADER.size:
             for descriptor in descriptors:

@@ -19,6 +19,7 @@ from engine.model_runner.devices import Attached, DeviceError, map_host_pools
 from engine.model_runner.grammar import Grammars
 from engine.model_runner.kernels.moves import move_pages
 from engine.model_runner.loading import LoadedModel
+from engine.model_runner.scratch import Scratch
 from engine.model_runner.sources.progress import OnProgress
 
 OUT_OF_MEMORY = ("CUDA_ERROR_OUT_OF_MEMORY", "cudaErrorMemoryAllocation")
@@ -28,13 +29,9 @@ log = logging.getLogger(__name__)
 
 
 class CudaDevice:
-    """GPU `index`. Raises DeviceError if it is not there."""
+    """GPU `index`, which is there."""
 
     def __init__(self, index: int) -> None:
-        if not torch.cuda.is_available():
-            raise DeviceError(f"cuda:{index}: torch finds no NVIDIA GPU here")
-        if index >= torch.cuda.device_count():
-            raise DeviceError(f"cuda:{index}: the machine has only {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(index)
         self._index = index
         self._compute = torch.cuda.Stream(index)  # also makes the context that the driver's calls need
@@ -44,6 +41,7 @@ class CudaDevice:
         return torch.device("cuda", self._index)
 
     def free_bytes(self) -> int:
+        torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(self._index)
         return free
 
@@ -84,6 +82,16 @@ class CudaDevice:
         executor = CudaExecutor(loaded.model, layout, pool, options, stream=self._compute, grammars=grammars)
         executor.prepare(on_progress)
         return executor
+
+    def make_test_executor(self, loaded: LoadedModel, layout: PageLayout, scratch: Scratch) -> Executor:
+        options = StepOptions(
+            max_batch=scratch.num_rows,
+            max_step_tokens=scratch.num_rows * scratch.num_tokens,
+            max_model_len=scratch.num_tokens,
+            compile=False,
+        )
+        pool = scratch.pool(loaded.model.dtype, self.place)
+        return CudaExecutor(loaded.model, layout, pool, options, stream=self._compute)
 
     def is_fault(self, error: BaseException) -> bool:
         return isinstance(error, torch.AcceleratorError | CudaError) or "CUDA error" in str(error)

@@ -16,6 +16,7 @@ from engine.model_runner.batch import Executor
 from engine.model_runner.cpu_executor import CpuExecutor
 from engine.model_runner.grammar import Grammars
 from engine.model_runner.loading import LoadedModel
+from engine.model_runner.scratch import Scratch
 from engine.model_runner.sources.progress import OnProgress
 
 
@@ -62,6 +63,9 @@ class Device(Protocol):
     ) -> Executor:
         """An executor over `pool`, a `page_view`, warmed up."""
 
+    def make_test_executor(self, loaded: LoadedModel, layout: PageLayout, scratch: Scratch) -> Executor:
+        """An executor for the self-test, over a pool of its own and not compiled."""
+
     def is_fault(self, error: BaseException) -> bool:
         """Whether the device failed, so that what its pool holds is not to be trusted."""
 
@@ -75,9 +79,14 @@ def open_device(name: str, *, threads: int | None) -> Device:
     torch.set_num_threads(threads or os.cpu_count() or 1)
     if kind == "cpu":
         return CpuDevice()
+    number = int(index or 0)
+    if not torch.cuda.is_available():
+        raise DeviceError(f"{name}: torch finds no NVIDIA GPU here")
+    if number >= torch.cuda.device_count():
+        raise DeviceError(f"{name}: the machine has only {torch.cuda.device_count()} GPUs")
     from engine.model_runner.cuda_device import CudaDevice  # its libraries come with torch's CUDA build only
 
-    return CudaDevice(int(index or 0))
+    return CudaDevice(number)
 
 
 def page_view(pages: torch.Tensor, layout: PageLayout, dtype: torch.dtype) -> torch.Tensor:
@@ -137,6 +146,12 @@ class CpuDevice:
             max_batch=load.max_batch,
             max_model_len=loaded.card.max_model_len,
             grammars=grammars,
+        )
+
+    def make_test_executor(self, loaded: LoadedModel, layout: PageLayout, scratch: Scratch) -> Executor:
+        pool = scratch.pool(loaded.model.dtype, self.place)
+        return CpuExecutor(
+            loaded.model, layout, pool, max_batch=scratch.num_rows, max_model_len=loaded.card.max_model_len
         )
 
     def is_fault(self, error: BaseException) -> bool:

@@ -29,6 +29,7 @@ from engine.model_runner.grammar import Grammars
 from engine.model_runner.loading import LoadedModel, load_model
 from engine.model_runner.mailbox import Mailbox
 from engine.model_runner.runner import Runner
+from engine.model_runner.selftest import SelfTestFailed, self_test, self_test_scratch
 from engine.model_runner.slices import SliceTable
 from engine.model_runner.sources.errors import ModelError, one_line
 
@@ -77,7 +78,7 @@ def serve(mailbox: Mailbox, descriptors: socket.socket) -> int:
         run(device, load, mailbox, descriptors)
     except (EOFError, ShutdownWished):
         return 0
-    except (DeviceError, RegionError, ModelError, UnsupportedModel) as error:
+    except (DeviceError, RegionError, ModelError, UnsupportedModel, SelfTestFailed) as error:
         return refuse(mailbox, one_line(error))
     except Exception as error:
         if device is None or not device.is_out_of_memory(error):
@@ -114,7 +115,10 @@ def run(device: Device, load: Load, mailbox: Mailbox, descriptors: socket.socket
 
 
 def load_onto(device: Device, load: Load, mailbox: Mailbox) -> ServedModel:
-    """Load the model, telling the engine how it goes. Raises ModelError, UnsupportedModel."""
+    """Load the model and test it, telling the engine how it goes.
+
+    Raises ModelError, UnsupportedModel, SelfTestFailed.
+    """
     attention.register()
     loaded = load_model(
         load.source,
@@ -127,8 +131,14 @@ def load_onto(device: Device, load: Load, mailbox: Mailbox) -> ServedModel:
         on_progress=mailbox.tell_progress,
     )
     loaded.use_attention(attention.NAME)
+    mailbox.tell_progress("testing the model", None)
     dtype = loaded.model.dtype
-    return ServedModel(loaded, layout_of(loaded.config, load.page_tokens, dtype), dtype)
+    layout = layout_of(loaded.config, load.page_tokens, dtype)
+    card = loaded.card
+    scratch = self_test_scratch(layout)
+    executor = device.make_test_executor(loaded, layout, scratch)
+    self_test(executor, scratch, family=card.architecture, vocab_size=card.vocab_size, dtype=dtype)
+    return ServedModel(loaded, layout, dtype)
 
 
 def attach_pools(device: Device, attach: Attach, descriptors: socket.socket) -> Attached:

@@ -35,7 +35,7 @@ from engine.messages import (
 from engine.model_runner.loading import load_model
 from engine.model_runner.mailbox import Mailbox
 from engine.model_runner.process import serve
-from engine.wire import MessagePipe
+from engine.wire import FrameReader, encode_frame
 
 LOCAL, HOST = 0, 1
 PAGE_TOKENS = 8
@@ -112,9 +112,10 @@ class Client:
     """Talks to one runner."""
 
     def __init__(self, frames: socket.socket, descriptors: socket.socket) -> None:
+        frames.settimeout(60.0)
         self._frames = frames
         self._descriptors = descriptors
-        self._pipe: MessagePipe[FromRunner] = MessagePipe(frames, FromRunner)
+        self._reader: FrameReader[FromRunner] = FrameReader(FromRunner)
         self._inbox: list[FromRunner] = []
         self.layout: PageLayout | None = None
         self.tokens: dict[int, list[int]] = {}  # by slice
@@ -123,13 +124,16 @@ class Client:
         self.moves: dict[int, MoveEnd] = {}
 
     def send(self, message: Load | Attach | Plan | Shutdown) -> None:
-        self._pipe.send(message)
+        self._frames.sendall(encode_frame(message))
 
     def expect(self, kind: type[Kind]) -> Kind:
         """The next message but for progress; it has to be a `kind`."""
         while True:
             while not self._inbox:
-                self._inbox.extend(self._pipe.receive(30.0))
+                data = self._frames.recv(1 << 16)
+                if not data:
+                    raise EOFError("the runner closed the connection")
+                self._inbox.extend(self._reader.feed(data))
             message = self._inbox.pop(0)
             if not isinstance(message, Progress):
                 assert isinstance(message, kind), message
@@ -142,9 +146,12 @@ class Client:
         self.layout = loaded.layout
         memory = memory or Memory(loaded.layout.page_bytes)
         self.send(memory.attach(*links))
-        send_descriptors(self._descriptors, [memory.local, memory.host])
+        self.send_descriptors(memory)
         assert self.expect(Ready).local_pages == NUM_LOCAL_PAGES
         return memory
+
+    def send_descriptors(self, memory: Memory) -> None:
+        send_descriptors(self._descriptors, [memory.local, memory.host])
 
     def plan(
         self,
@@ -199,7 +206,12 @@ def runner_in_thread() -> Iterator[Client]:
     ours, theirs = socket.socketpair()
     our_pools, their_pools = socket.socketpair()
     statuses: list[int] = []
-    thread = threading.Thread(target=lambda: statuses.append(serve(Mailbox(theirs), their_pools)))
+
+    def run() -> None:
+        with theirs, their_pools:
+            statuses.append(serve(Mailbox(theirs), their_pools))
+
+    thread = threading.Thread(target=run)
     thread.start()
     client = Client(ours, our_pools)
     try:
@@ -207,8 +219,6 @@ def runner_in_thread() -> Iterator[Client]:
     finally:
         client.close()
         thread.join()
-        theirs.close()
-        their_pools.close()
     assert statuses in ([0], [2])
 
 

@@ -2,10 +2,17 @@
 
 import signal
 
-from engine.messages import EndReason
+import pytest
+
+from engine.messages import EndReason, Extension, LinkSpec, Load, Loaded, Refused, Shutdown
 from tests.engine.model_runner.harness import (
+    HOST,
+    LOCAL,
     Client,
+    Memory,
+    load,
     make_slice,
+    move,
     reference,
     runner_in_thread,
     runner_process,
@@ -19,6 +26,10 @@ def tables(client: Client, first: int, count: int) -> list[list[int]]:
     assert client.layout is not None
     groups = range(len(client.layout.groups))
     return [list(range(first + g * count, first + (g + 1) * count)) for g in groups]
+
+
+def flat(page_tables: list[list[int]]) -> list[int]:
+    return [page for table in page_tables for page in table]
 
 
 def test_a_slice_gives_the_tokens_of_generate() -> None:
@@ -52,3 +63,169 @@ def test_a_killed_runner_is_replaced_on_the_same_pool_without_a_prefill() -> Non
         memory.close()
     assert successor.tokens[2] == expected[6:]
     assert successor.fed[2] == 6
+
+
+def test_chunks_extensions_and_neighbours_change_no_token() -> None:
+    other = [(11 * i + 5) % 250 for i in range(40)]
+    with runner_in_thread() as client:
+        memory = client.start()
+        one = make_slice(1, PROMPT, tables(client, 1, 3), max_new=3, chunk_tokens=4)
+        two = make_slice(2, other, tables(client, 20, 6), max_new=8)
+        pages = [[40 + g] for g in range(len(tables(client, 0, 1)))]
+        client.plan(one, two, extensions=[Extension(slice_id=3, extends=1, pages=pages, max_new=5)])
+        assert client.until_end(3).reason is EndReason.USED
+        client.until_end(2)
+        memory.close()
+    assert client.tokens[1] + client.tokens[3] == reference(PROMPT, 8)
+    assert client.tokens[2] == reference(other, 8)
+
+
+def test_stop_tokens_and_max_tokens_end_a_slice_in_the_runner() -> None:
+    expected = reference(PROMPT, 8)
+    stop = expected[3]
+    with runner_in_thread() as client:
+        memory = client.start()
+        client.plan(
+            make_slice(1, PROMPT, tables(client, 1, 5), max_new=12, stop=(stop,)),
+            make_slice(2, PROMPT, tables(client, 20, 5), max_new=12, max_tokens=5),
+        )
+        assert client.until_end(1).reason is EndReason.STOP
+        assert client.until_end(2).reason is EndReason.LENGTH
+        memory.close()
+    assert client.tokens[1] == expected[: expected.index(stop) + 1]
+    assert client.tokens[2] == expected[:5]
+
+
+def test_a_slice_that_is_ended_goes_on_later_where_it_stopped() -> None:
+    with runner_in_thread() as client:
+        memory = client.start()
+        pages = tables(client, 1, 25)
+        client.plan(make_slice(1, PROMPT, pages, max_new=170))
+        while not client.tokens.get(1):
+            client.report()
+        client.plan(ends=[1])
+        end = client.until_end(1)
+        assert end.reason is EndReason.ENDED
+        last = client.tokens[1][-1]
+        client.plan(make_slice(2, [last], pages, start=end.computed, num_prompt=len(PROMPT), max_new=4))
+        client.until_end(2)
+        memory.close()
+    tokens = client.tokens[1] + client.tokens[2]
+    assert tokens == reference(PROMPT, len(tokens))
+
+
+def test_a_cancelled_slice_is_told_once_and_its_pages_serve_another() -> None:
+    with runner_in_thread() as client:
+        memory = client.start()
+        pages = tables(client, 1, 25)
+        client.plan(make_slice(1, PROMPT, pages, max_new=170))
+        client.report()
+        client.plan(make_slice(2, PROMPT[::-1], pages, max_new=4, after=1), cancels=[1])
+        assert client.until_end(1).reason is EndReason.CANCELLED
+        client.plan(extensions=[Extension(slice_id=3, extends=1, pages=[], max_new=5)], ends=[1], cancels=[1])
+        client.until_end(2)
+        memory.close()
+    assert client.tokens[2] == reference(PROMPT[::-1], 4)
+    assert sorted(client.ends) == [1, 2]
+
+
+def test_a_context_that_went_to_the_host_and_back_goes_on_exactly() -> None:
+    slow = LinkSpec(src=HOST, dst=LOCAL, delay_s=0.05)
+    with runner_in_thread() as client:
+        memory = client.start(None, slow)
+        here, host, there = tables(client, 1, 5), tables(client, 10, 5), tables(client, 50, 5)
+        client.plan(make_slice(1, PROMPT, here, max_new=5))
+        computed = client.until_end(1).computed
+        client.plan(moves=[move(7, LOCAL, HOST, flat(here), flat(host))])
+        client.until_moved(7)
+        garbage = make_slice(2, PROMPT[::-1], here, max_new=12)
+        back = move(8, HOST, LOCAL, flat(host), flat(there))
+        last = client.tokens[1][-1]
+        again = make_slice(
+            3, [last], there, start=computed, num_prompt=len(PROMPT), max_new=5, wait_moves=[8]
+        )
+        client.plan(garbage, again, moves=[back])
+        client.until_end(3)
+        memory.close()
+    assert client.tokens[1] + client.tokens[3] == reference(PROMPT, 10)
+    assert client.fed[3] == 5
+    assert client.moves[8].duration_ns >= 50_000_000
+
+
+def test_time_that_compute_waits_for_a_move_is_counted() -> None:
+    slow = LinkSpec(src=HOST, dst=LOCAL, delay_s=0.05)
+    with runner_in_thread() as client:
+        memory = client.start(None, slow)
+        client.plan(moves=[move(1, HOST, LOCAL, [1], [90])])
+        assert client.until_moved(1).wait_ns == 0, "nothing waited for it"
+        waiting = make_slice(2, PROMPT, tables(client, 1, 5), max_new=1, wait_moves=[3])
+        client.plan(waiting, moves=[move(3, HOST, LOCAL, [1], [90])])
+        end = client.until_moved(3)
+        client.until_end(2)
+        memory.close()
+    assert 0 < end.wait_ns <= end.duration_ns + 50_000_000
+
+
+def test_a_slice_waiting_for_a_move_can_be_cancelled() -> None:
+    with runner_in_thread() as client:
+        memory = client.start(None, LinkSpec(src=HOST, dst=LOCAL, delay_s=3600.0))
+        waiting = make_slice(2, [5], tables(client, 1, 5), start=9, max_new=1, wait_moves=[3])
+        client.plan(waiting, moves=[move(3, HOST, LOCAL, [1], [1])])
+        client.plan(cancels=[2])
+        end = client.until_end(2)
+        memory.close()
+    assert (end.reason, end.computed) == (EndReason.CANCELLED, 9)
+
+
+def test_a_bad_slice_fails_alone() -> None:
+    with runner_in_thread() as client:
+        memory = client.start()
+        client.plan(
+            make_slice(1, [5, 320], tables(client, 1, 5), max_new=2),
+            make_slice(2, PROMPT, tables(client, 20, 5), max_new=2),
+        )
+        assert client.until_end(1).reason is EndReason.FAILED
+        assert client.until_end(2).reason is EndReason.USED
+        memory.close()
+    assert client.ends[1].error == "token ids must be from 0 to 319, got 5 to 320"
+
+
+@pytest.mark.parametrize(
+    ("wished", "reason"),
+    [
+        (load("/nowhere/model"), "/nowhere/model: no such file or folder"),
+        (load(device="cuda:9"), "cuda:9: torch finds no NVIDIA GPU here"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_one_line(wished: Load, reason: str) -> None:
+    with runner_in_thread() as client:
+        client.send(wished)
+        assert client.expect(Refused).reason == reason
+
+
+def test_a_pool_without_enough_memory_behind_it_is_refused() -> None:
+    with runner_in_thread() as client:
+        client.send(load())
+        page_bytes = client.expect(Loaded).layout.page_bytes
+        memory = Memory(page_bytes // 2)
+        client.send(Memory(page_bytes).attach())
+        client.send_descriptors(memory)
+        assert "came without memory of that size" in client.expect(Refused).reason
+        memory.close()
+
+
+def test_shutdown_ends_the_runner_before_and_after_it_is_ready() -> None:
+    with runner_in_thread() as client:
+        client.send(load())
+        client.expect(Loaded)
+        client.send(Shutdown())
+    with runner_in_thread() as client:
+        memory = client.start()
+        client.plan(make_slice(1, PROMPT, tables(client, 1, 25), max_new=170))
+        client.report()
+        client.send(Shutdown())
+        with pytest.raises(EOFError):
+            client.until_end(1)
+        memory.close()
+    tokens = client.tokens[1]
+    assert tokens == reference(PROMPT, len(tokens))
