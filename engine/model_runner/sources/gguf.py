@@ -10,9 +10,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from engine.model_runner.sources.cache import cached_folder
@@ -22,6 +30,9 @@ from engine.model_runner.sources.quiet import quiet_transformers
 
 MAGIC = b"GGUF"
 CONVERSION = 1  # counted up when a conversion writes something else, so that old folders are not used
+
+_NAMED_TOKENIZERS = frozenset({"gemma2", "gemma3_text", "qwen2", "qwen3", "qwen3_moe"})
+"""Model types with one kind of tokenizer. To name it spares transformers from reading the config for it."""
 
 
 def is_gguf(file: Path) -> bool:
@@ -44,17 +55,19 @@ def converted(file: Path, cache: Path, on_progress: OnProgress) -> Path:
 def convert(file: Path, folder: Path, on_progress: OnProgress) -> None:
     """Write the model and the tokenizer of `file` into `folder`, which exists. Raises BadModel, OSError."""
     with quiet_transformers():
-        on_progress(f"converting {file.name}: tokenizer", 0.0)
+        on_progress(f"converting {file.name}, once: config", 0.0)
         with _file_to_blame(file):
-            place = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
-            tokenizer = AutoTokenizer.from_pretrained(**place, local_files_only=True)
+            config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+        on_progress(f"converting {file.name}, once: tokenizer", 0.3)
+        with _file_to_blame(file):
+            tokenizer = _read_tokenizer(file, config)
         tokenizer.save_pretrained(folder)
-        on_progress(f"converting {file.name}: weights", 0.4)
+        on_progress(f"converting {file.name}, once: weights", 0.5)
         with _file_to_blame(file):
-            model = _read_model(file)
-        on_progress(f"converting {file.name}: writing", 0.95)
+            model = _read_model(file, config)
+        on_progress(f"converting {file.name}, once: writing", 0.95)
         model.save_pretrained(folder)
-    on_progress(f"converting {file.name}: done", 1.0)
+    on_progress(f"converting {file.name}, once: done", 1.0)
 
 
 @contextmanager
@@ -69,9 +82,16 @@ def _file_to_blame(file: Path) -> Iterator[None]:
         raise BadModel(f"{file}: not a usable GGUF file: {one_line(error)}") from error
 
 
-def _read_model(file: Path) -> PreTrainedModel:
+def _read_tokenizer(file: Path, config: PretrainedConfig) -> PreTrainedTokenizerBase:
+    known = {"tokenizer_type": config.model_type} if config.model_type in _NAMED_TOKENIZERS else {}
+    return cast(
+        PreTrainedTokenizerBase,
+        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True, **known),
+    )
+
+
+def _read_model(file: Path, config: PretrainedConfig) -> PreTrainedModel:
     """The model with its weights dequantised to bfloat16 on the CPU; every weight must be in the file."""
-    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # it tells of the GGUF file, not of the folder that is written
     with torch.device("meta"):
