@@ -34,7 +34,7 @@ class Grammars:
     ) -> None:
         self._num_words = -(-vocab_size // 32)
         self._tokenizer = llguidance.hf.from_tokenizer(
-            tokenizer, n_vocab=vocab_size, eos_token=list(eos_token_ids)
+            tokenizer, n_vocab=vocab_size, eos_token=list(eos_token_ids) or None
         )
         self._matchers: dict[int, _Matcher] = {}  # by slot
 
