@@ -57,10 +57,9 @@ def test_a_mixed_batch_equals_attention_by_definition(softcap: float | None, has
     shapes = [(0, 5), (9, 1), (300, 1), (7, 12), (0, 1), (30, 1)]
     rows, contexts = [], []
     for slot, (start, count) in enumerate(shapes):
+        num_pages = layout.num_pages(start + count)
         tables = [
-            [free.pop() if page >= layout.first_live_page(group, start) else 0 for page in range(80)][
-                : layout.num_pages(start + count)
-            ]
+            [free.pop() if page >= layout.first_live_page(group, start) else 0 for page in range(num_pages)]
             for group in range(2)
         ]
         row = Row(slot, Sampling(max_tokens=1), num_prompt=start + count, page_tables=tables)
