@@ -143,9 +143,26 @@ class Scheduler:
             self.store.stop(context)
         device.cancelled.clear()
         if not pool_trusted:
-            for context in [c for c in self.store.contexts if c.home == device.pool_id]:
-                self.store.lose_local(context)
+            self._distrust(device.pool_id, now_ns)
         self.needs_plan = True
+
+    def _distrust(self, pool_id: int, now_ns: int) -> None:
+        """Nothing that was in this pool counts any more, nor what is on its way from there."""
+        for prompt in list(self.prompts.values()):
+            if prompt.context in self.store.coming_from(pool_id):
+                self._start_over(prompt, now_ns)
+        for context in [c for c in self.store.contexts if c.home == pool_id and not c.is_closing]:
+            self.store.drop(context)
+
+    def _start_over(self, prompt: Prompt, now_ns: int) -> None:
+        """Recompute the prompt from its tokens. Whatever its runner still reports of the turn is ignored."""
+        if prompt.turn is not None:
+            is_queued = prompt.turn.is_expiring
+            self.planner.cancel(prompt)
+            if not is_queued:
+                self.planner.requeue(prompt, now_ns)
+        self.store.close(prompt.context)
+        prompt.context = self.store.open()
 
     def on_report(self, name: str, report: Report, now_ns: int) -> None:
         """A runner made steps, ended slices, completed moves."""

@@ -45,6 +45,7 @@ class Context:
     live_from: list[int] = field(init=False)  # [group] first page index that is not behind the window
     num_local: int = 0  # entries of `local` that are not ABSENT
     moves_in_flight: int = 0
+    evictable: int = 0  # local pages that may be dropped without losing anything, as its pool counts them
     is_running: bool = False  # a runner has, or is about to get, a slice with these pages
     is_closing: bool = False  # its prompt is gone
 
@@ -63,11 +64,6 @@ class Context:
     def is_dirty(self) -> bool:
         """Whether the local copy has positions that the mirror lacks."""
         return self.mirrored < self.computed
-
-    @property
-    def num_clean_pages(self) -> int:
-        """Page indices whose mirror is complete: to drop the local copy of one loses nothing."""
-        return self.mirrored // self.layout.page_tokens if self.is_dirty else self.num_valid_pages
 
     def absent(self, end: int) -> list[tuple[int, int]]:
         """(group, page index) of every live page for positions below `end` that is not in the local copy."""

@@ -13,7 +13,6 @@ it:
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from engine.memory.context import ABSENT, Context, page_of, page_ref, pool_of
@@ -34,6 +33,18 @@ class StoreCounters:
     dropped_tokens: int = 0  # positions that have to be recomputed
 
 
+@dataclass(frozen=True, slots=True)
+class _OldHome:
+    """The local copy that a context had where it comes from."""
+
+    pool_id: int
+    tables: list[list[int]]
+
+    @property
+    def pages(self) -> list[int]:
+        return [page for table in self.tables for page in table if page != ABSENT]
+
+
 class ContextStore:
     """`local_pools` are the devices' (by pool id), `tiers` the places for mirrors, best first."""
 
@@ -44,8 +55,9 @@ class ContextStore:
         self.counters = StoreCounters()
         self.contexts: dict[Context, None] = {}  # in order of opening
         self._idle: dict[int, OrderedDict[Context, None]] = {}  # by pool: local but not running, oldest first
+        self._evictable: dict[int, int] = {}  # by pool: sum over its idle contexts
         self._moves: dict[int, tuple[Context, Move]] = {}
-        self._leaving: dict[Context, list[tuple[int, list[int]]]] = {}  # pages to free after their moves
+        self._leaving: dict[Context, _OldHome] = {}  # until the moves away from there are complete
         self._last_move_id = 0
 
     def add_local_pool(self, pool: PagePool) -> None:
@@ -53,6 +65,7 @@ class ContextStore:
         assert pool.first > ABSENT
         self.local_pools[pool.pool_id] = pool
         self._idle[pool.pool_id] = OrderedDict()
+        self._evictable[pool.pool_id] = 0
 
     def add_tier(self, pool: PagePool) -> None:
         """A pool for mirrors, after those that are there."""
@@ -72,21 +85,19 @@ class ContextStore:
         self._settle(context)
 
     def drop(self, context: Context) -> None:
-        """Forget all pages of a context that is idle: it will be recomputed from its tokens."""
+        """Give up the local copy of a context that is idle: what its mirror lacks will be recomputed from
+        its tokens. So too if the copy cannot be trusted any more."""
         assert not context.is_running
         assert not context.moves_in_flight
-        self.counters.dropped_contexts += 1
-        self.counters.dropped_tokens += context.computed
-        self._release_all(context)
-
-    def lose_local(self, context: Context) -> None:
-        """The local copy cannot be trusted any more (its device failed): what is mirrored remains."""
         self._release_local(context)
-        lost = context.computed - context.mirrored
-        if lost:
-            self.counters.dropped_contexts += 1
-            self.counters.dropped_tokens += lost
-            context.computed = context.mirrored
+        if not context.is_dirty:
+            return
+        before = context.computed
+        if self._is_trimmed_behind(context, context.mirrored):
+            self._release_all(context)
+        context.computed = context.mirrored
+        self.counters.dropped_contexts += 1
+        self.counters.dropped_tokens += before - context.computed
 
     # ------------------------------------------------------------------ running
 
@@ -98,8 +109,8 @@ class ContextStore:
 
     def num_available(self, pool_id: int, *, besides: Context | None = None) -> int:
         """Pages of the pool that are free, or could be freed at once without losing anything."""
-        idle = sum(self._num_evictable(context) for context in self._idle[pool_id] if context is not besides)
-        return self.local_pools[pool_id].num_free + idle
+        own = besides.evictable if besides is not None and besides.home == pool_id else 0
+        return self.local_pools[pool_id].num_free + self._evictable[pool_id] - own
 
     def prepare(self, context: Context, pool_id: int, end: int) -> list[Move] | None:
         """Make `context` ready to run in `pool_id` up to position `end`: evict idle contexts if need be,
@@ -112,8 +123,7 @@ class ContextStore:
             return None
         if not self._make_room(pool_id, self.pages_needed(context, pool_id, end), besides=context):
             return None
-        if context.home is not None:
-            self._idle[context.home].pop(context, None)
+        self._wake(context)
         sources = self._leave_home(context) if context.home != pool_id else context.mirror
         context.home = pool_id
         fetched = context.absent(context.computed)
@@ -150,7 +160,10 @@ class ContextStore:
             self.trim(context)
             if context.num_local:
                 self._idle[context.home][context] = None
+            else:
+                self._release_local(context)
         self._settle(context)
+        self._recount(context)
 
     def trim(self, context: Context) -> None:
         """Release what lies behind sliding windows, local and mirrored, unless a move may touch it."""
@@ -175,23 +188,20 @@ class ContextStore:
         if context.moves_in_flight or context.home is None or upto <= context.mirrored:
             return []
         first, last = context.mirrored // page_tokens, self.layout.num_pages(upto)
-        targets = [
-            (group, index)
-            for group, live_from in enumerate(context.live_from)
-            for index in range(max(first, live_from), last)
-        ]
-        if not self._grow_mirror(context, targets, last):
+        if not self._grow_mirror(context, first, last):
             return []
-        by_tier: dict[int, list[tuple[int, int]]] = {}
-        for group, index in targets:
-            by_tier.setdefault(pool_of(context.mirror[group][index]), []).append((group, index))
         context.mirror_target = upto
-        moves = []
-        for tier, places in by_tier.items():
-            src_pages = [context.local[group][index] for group, index in places]
-            dst_pages = [page_of(context.mirror[group][index]) for group, index in places]
-            moves.append(self._start_move(context, context.home, tier, src_pages, dst_pages))
-        return moves
+        by_tier: dict[int, tuple[list[int], list[int]]] = {}
+        for pages, refs, live_from in zip(context.local, context.mirror, context.live_from, strict=True):
+            start = max(first, live_from)
+            for page, ref in zip(pages[start:last], refs[start:last], strict=True):
+                src_pages, dst_pages = by_tier.setdefault(pool_of(ref), ([], []))
+                src_pages.append(page)
+                dst_pages.append(page_of(ref))
+        return [
+            self._start_move(context, context.home, tier, src_pages, dst_pages)
+            for tier, (src_pages, dst_pages) in by_tier.items()
+        ]
 
     def idle_dirty(self, pool_id: int) -> list[Context]:
         """Contexts with pages in this pool that do not run, are not mirrored, and are not being mirrored."""
@@ -210,6 +220,7 @@ class ContextStore:
             released += self._drop_mirror(context, group, 0, len(refs))
             refs.clear()
         context.mirrored = context.mirror_target = 0
+        self._recount(context)
         return released
 
     # ------------------------------------------------------------------ moves
@@ -226,22 +237,28 @@ class ContextStore:
         if not context.moves_in_flight:
             context.mirrored = context.mirror_target
             self._settle(context)
+            self._recount(context)
 
     def lose_moves(self, pool_id: int) -> None:
-        """The runner of this pool is gone, and every move that it had not reported with it. Call once no
-        context runs there."""
+        """The runner of this pool is gone, and with it every move that it had not reported: those of the
+        contexts whose home the pool is. A context that was coming from another device is back there."""
         for move_id, (context, move) in list(self._moves.items()):
-            if context.home != pool_id:  # the runner of a context's home makes all its moves
+            if context.home != pool_id:
                 continue
             del self._moves[move_id]
             context.moves_in_flight -= 1
             context.mirror_target = context.mirrored
-            if move.dst_pool == pool_id:
+            if move.dst_pool == pool_id and context not in self._leaving:
                 self._undo_fetch(context, set(move.dst_pages))
-                if context in self._leaving:  # half moved from another device: only the mirror is whole
-                    self.lose_local(context)
             if not context.moves_in_flight:
+                if context in self._leaving and not context.is_closing:
+                    self._return_home(context)
                 self._settle(context)
+                self._recount(context)
+
+    def coming_from(self, pool_id: int) -> list[Context]:
+        """Contexts that are being moved out of this pool to another device."""
+        return [context for context, old in self._leaving.items() if old.pool_id == pool_id]
 
     @property
     def num_moves_in_flight(self) -> int:
@@ -270,6 +287,7 @@ class ContextStore:
         )
         self._moves[move.move_id] = (context, move)
         context.moves_in_flight += 1
+        self._recount(context)
         return move
 
     def _undo_fetch(self, context: Context, pages: set[int]) -> None:
@@ -288,43 +306,62 @@ class ContextStore:
         sources = [list(refs) for refs in context.mirror]
         if context.home is None:
             return sources
-        home, pages = context.home, []
-        for group, table in enumerate(context.local):
-            refs = sources[group]
+        for refs, table in zip(sources, context.local, strict=True):
             refs.extend([ABSENT] * (len(table) - len(refs)))
             for index, page in enumerate(table):
                 if page != ABSENT:
-                    refs[index] = page_ref(home, page)
-                    pages.append(page)
-            table.clear()
+                    refs[index] = page_ref(context.home, page)
+        if context.num_local:
+            self._leaving[context] = _OldHome(context.home, context.local)
+        context.local = [[] for _ in context.local]
         context.num_local = 0
-        if pages:
-            self._leaving.setdefault(context, []).append((home, pages))
         return sources
 
-    def _allocate(self, context: Context, end: int) -> None:
-        assert context.home is not None
-        absent = context.absent(end)
-        pages = self.local_pools[context.home].allocate(len(absent))
-        last = self.layout.num_pages(end)
-        for table in context.local:
-            table.extend([ABSENT] * (last - len(table)))
-        for (group, index), page in zip(absent, pages, strict=True):
-            context.local[group][index] = page
-        context.num_local += len(pages)
+    def _return_home(self, context: Context) -> None:
+        """The moves that should have brought the context here will not be made."""
+        self._release_local(context)
+        old = self._leaving.pop(context)
+        context.home, context.local, context.num_local = old.pool_id, old.tables, len(old.pages)
 
-    def _grow_mirror(self, context: Context, targets: list[tuple[int, int]], last: int) -> bool:
-        """Give every target a place in some tier, the best that has room; False if they do not all fit."""
-        for refs in context.mirror:
-            refs.extend([ABSENT] * (last - len(refs)))
-        new = [(group, index) for group, index in targets if context.mirror[group][index] == ABSENT]
-        if not context.is_running:
-            self._drop_redundant_mirrors(len(new))
-        if len(new) > self._num_free_in_tiers():
+    def _allocate(self, context: Context, end: int) -> None:
+        """Give every live position below `end` a local page."""
+        assert context.home is not None
+        pool, last = self.local_pools[context.home], self.layout.num_pages(end)
+        had_pages = context.num_local > 0
+        for table, live_from in zip(context.local, context.live_from, strict=True):
+            if had_pages:
+                holes = [i for i in range(live_from, min(last, len(table))) if table[i] == ABSENT]
+                for index, page in zip(holes, pool.allocate(len(holes)), strict=True):
+                    table[index] = page
+                context.num_local += len(holes)
+            else:
+                table.clear()
+            table.extend([ABSENT] * (live_from - len(table)))
+            more = pool.allocate(max(0, last - len(table)))
+            table.extend(more)
+            context.num_local += len(more)
+
+    def _grow_mirror(self, context: Context, first: int, last: int) -> bool:
+        """Give every live page from index `first` to `last` a place in some tier, the best that has room;
+        False if they do not all fit."""
+        new = 0
+        for refs, live_from in zip(context.mirror, context.live_from, strict=True):
+            new += max(0, last - max(len(refs), live_from)) + refs[max(first, live_from) : last].count(ABSENT)
+        if new > self._num_free_in_tiers() and not context.is_running:
+            self._drop_redundant_mirrors(new)
+        if new > self._num_free_in_tiers():
             return False
-        places = self._mirror_places(len(new))
-        for (group, index), ref in zip(new, places, strict=True):
-            context.mirror[group][index] = ref
+        places = self._take_places(new)
+        for refs, live_from in zip(context.mirror, context.live_from, strict=True):
+            start = max(first, live_from)
+            holes = [index for index in range(start, min(last, len(refs))) if refs[index] == ABSENT]
+            for index in holes:
+                refs[index] = places.pop()
+            refs.extend([ABSENT] * (start - len(refs)))
+            more = last - max(len(refs), start)
+            if more > 0:
+                refs += places[-more:]
+                del places[-more:]
         return True
 
     def _num_free_in_tiers(self) -> int:
@@ -337,47 +374,68 @@ class ContextStore:
             if context.is_running and self.drop_mirror(context) and count <= self._num_free_in_tiers():
                 return
 
-    def _mirror_places(self, count: int) -> Iterator[int]:
+    def _take_places(self, count: int) -> list[int]:
+        """Pages of the tiers, in the best that have room, as references."""
+        places: list[int] = []
         for tier in self.tiers.values():
-            taken = min(count, tier.num_free)
-            count -= taken
-            yield from [page_ref(tier.pool_id, page) for page in tier.allocate(taken)]
+            taken = min(count - len(places), tier.num_free)
+            places += [page_ref(tier.pool_id, page) for page in tier.allocate(taken)]
+        return places
 
-    def _num_evictable(self, context: Context) -> int:
-        if context.moves_in_flight:
-            return 0
-        if not context.is_dirty:
-            return context.num_local
-        clean = context.num_clean_pages
-        return sum(page != ABSENT for table in context.local for page in table[:clean])
+    def _recount(self, context: Context) -> None:
+        """Bring the pool's count of evictable pages up to date after a change to the context."""
+        if context.home is None:
+            return
+        is_free = not context.moves_in_flight and not context.is_dirty and context in self._idle[context.home]
+        evictable = context.num_local if is_free else 0
+        self._evictable[context.home] += evictable - context.evictable
+        context.evictable = evictable
+
+    def _wake(self, context: Context) -> None:
+        """The context is not idle any more."""
+        if context.home is not None:
+            self._idle[context.home].pop(context, None)
+            self._recount(context)
 
     def _make_room(self, pool_id: int, count: int, *, besides: Context | None = None) -> bool:
-        """Have `count` free pages, if that loses nothing; else change nothing."""
+        """Have `count` free pages, if that loses nothing, by evicting what is idle longest; else change
+        nothing."""
         pool = self.local_pools[pool_id]
         if count <= pool.num_free:
             return True
         if count > self.num_available(pool_id, besides=besides):
             return False
-        for context in list(self._idle[pool_id]):
-            if context is besides or not self._num_evictable(context):
-                continue
-            clean = context.num_clean_pages
-            before = context.num_local
-            for group, table in enumerate(context.local):
-                self._drop_local(context, group, 0, min(clean, len(table)))
-            self.counters.evicted_pages += before - context.num_local
-            if not context.num_local:
-                self._release_local(context)
-            if count <= pool.num_free:
-                break
+        victims, short = [], count - pool.num_free
+        for context in self._idle[pool_id]:
+            if context.evictable and context is not besides:
+                victims.append(context)
+                short -= context.evictable
+                if short <= 0:
+                    break
+        for victim in victims:
+            self._evict(victim, count - pool.num_free)
         return True
+
+    def _evict(self, context: Context, count: int) -> None:
+        """Drop local pages of a clean idle context, `count` if it has so many: its first ones."""
+        before = context.num_local
+        for group, table in enumerate(context.local):
+            short = count - (before - context.num_local)
+            present = [index for index, page in enumerate(table) if page != ABSENT][: max(0, short)]
+            if present:
+                self._drop_local(context, group, present[0], present[-1] + 1)
+        self.counters.evicted_pages += before - context.num_local
+        self._recount(context)
+        if not context.num_local:
+            self._release_local(context)
 
     def _settle(self, context: Context) -> None:
         """Once nothing touches the context any more: free what it left behind, and all of it if closed."""
         if context.moves_in_flight:
             return
-        for home, pages in self._leaving.pop(context, ()):
-            self.local_pools[home].release(pages)
+        old = self._leaving.pop(context, None)
+        if old is not None:
+            self.local_pools[old.pool_id].release(old.pages)
         if context.is_closing and not context.is_running and context in self.contexts:
             self._release_all(context)
             del self.contexts[context]
@@ -394,8 +452,13 @@ class ContextStore:
         if context.home is None:
             return
         self._cut(context, 0)
-        self._idle[context.home].pop(context, None)
+        self._wake(context)
         context.home = None
+
+    def _is_trimmed_behind(self, context: Context, position: int) -> bool:
+        """Whether pages are gone, behind a window, that a token at `position` would read."""
+        first_live = self.layout.first_live_page
+        return any(live_from > first_live(group, position) for group, live_from in enumerate(context.live_from))
 
     def _cut(self, context: Context, first: int) -> None:
         """Release local pages with index `first` or above."""
@@ -436,15 +499,15 @@ class ContextStore:
             assert context.mirrored <= context.computed
             assert context.moves_in_flight == sum(c is context for c, _ in self._moves.values())
             self._check_valid(context)
-        for leaving in self._leaving.values():
-            for home, pages in leaving:
-                held[home] += pages
+        for pool_id, idle in self._idle.items():
+            assert self._evictable[pool_id] == sum(context.evictable for context in idle)
+        for old in self._leaving.values():
+            held[old.pool_id] += old.pages
         for pool in (*self.local_pools.values(), *self.tiers.values()):
             pool.check_integrity(held[pool.pool_id])
 
     def _check_valid(self, context: Context) -> None:
         """Every live computed page is somewhere."""
-        clean = context.num_clean_pages
         for group, index in context.absent(context.computed) if not context.is_closing else ():
-            assert index < clean, "a computed page is nowhere"
+            assert (index + 1) * self.layout.page_tokens <= context.mirrored or not context.is_dirty
             assert context.mirror[group][index] != ABSENT, "an evicted page has no mirror"

@@ -148,11 +148,12 @@ def test_aborts_at_any_time_free_everything():
         check_outputs(rig, alive)
 
 
+@pytest.mark.parametrize("layout", [FULL, WINDOWED])
 @pytest.mark.parametrize("trusted", [True, False])
-def test_lost_runners_lose_no_prompt(trusted):
+def test_lost_runners_lose_no_prompt(trusted, layout):
     for seed in range(10):
         source = random.Random(seed)
-        rig = Rig(FULL, local=(30, 30), seed=seed, depth=2)
+        rig = Rig(layout, local=(45, 45), seed=seed, depth=2)
         wanted = prompts(20, seed)
         for prompt_id, (ids, max_tokens) in wanted.items():
             rig.submit(prompt_id, ids, max_tokens)
