@@ -89,7 +89,7 @@ def print_cells(cells: Iterable[str]) -> None:
 
 def run_row(streams: int, rate: float, seconds: float) -> dict[str, str]:
     """One row: `streams` streams of `rate` tokens/s each, for about `seconds` together."""
-    opening_s = max(2.0, streams / 1500)
+    opening_s = max(2.0, streams / 500)
     num_tokens = int((seconds + opening_s) * rate)
     command = [sys.executable, str(Path(__file__).with_name("fake_sse.py")), "--tokens-per-s", str(rate)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:

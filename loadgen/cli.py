@@ -35,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (TraceError, SpecError, LoadError) as error:
         print(f"loadgen: {error}", file=sys.stderr)
         return _UNUSABLE
+    except KeyboardInterrupt:  # outside of the run itself, which ends on Ctrl-C with a report
+        print("loadgen: interrupted", file=sys.stderr)
+        return _INTERRUPTED
 
 
 def _compare(options: argparse.Namespace) -> int:

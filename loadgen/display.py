@@ -17,10 +17,7 @@ _REFRESH_S = 0.5  # a redraw takes milliseconds of the event loop
 _LOG_S = 5.0
 _MAX_TENANTS = 12
 _LAG_WARNING_S = 0.02
-_COLUMNS = (
-    *("sent", "waiting", "running", "done", "failed", "tokens"),
-    *("TTFT p50", "p90", "p99 ms", "gap p50", "p99 ms"),
-)
+_COLUMNS = ("sent", "waiting", "running", "done", "failed", "tokens", "TTFT ms\n50/90/99%", "gap ms\n50/99%")
 
 
 class Rates:
@@ -108,10 +105,10 @@ def screen(monitor: Monitor, now_s: float, sent_per_s: float, tokens_per_s: floa
 
 
 def _table(monitor: Monitor) -> Table:
-    table = Table(box=None, padding=(0, 2), header_style="dim")
-    table.add_column("")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column("", no_wrap=True)
     for name in _COLUMNS:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", vertical="bottom", no_wrap=True)
     table.add_row("all", *_cells(monitor.total), style="bold")
     tenants = list(monitor.tenants.items())
     if len(tenants) > 1:
@@ -126,6 +123,6 @@ def _cells(tally: Tally) -> list[str]:
     counts = (tally.sent, tally.waiting, tally.running, tally.finished, tally.failed, tally.tokens)
     return [
         *(f"{count:,}" for count in counts),
-        *(milliseconds(tally.ttft_s, q) for q in (50, 90, 99)),
-        *(milliseconds(tally.gap_s, q) for q in (50, 99)),
+        "/".join(milliseconds(tally.ttft_s, q) for q in (50, 90, 99)),
+        "/".join(milliseconds(tally.gap_s, q) for q in (50, 99)),
     ]

@@ -19,6 +19,7 @@ h2 { font-size: 0.95rem; font-weight: 600; margin: 0; }
 .tile span { display: block; color: var(--ink-soft); font-size: 0.8rem; }
 .tile strong { font-size: 1.45rem; font-weight: 600; letter-spacing: -0.02em; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
+.bad strong { color: var(--bad); }
 .note { border-left: 3px solid var(--warn); padding: 0.35rem 0.9rem; margin: 0.5rem 0; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 1rem;
   margin: 1.4rem 0; }
@@ -54,12 +55,14 @@ def page(title: str, subtitle: str, parts: Iterable[str]) -> str:
     )
 
 
-def tiles(pairs: Iterable[tuple[str, str]]) -> str:
-    cells = (
-        f'<div class="tile"><span>{escape(label)}</span><strong>{escape(value)}</strong></div>'
-        for label, value in pairs
-    )
+def tiles(*cells: str) -> str:
     return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def tile(label: str, value: str, *, bad: bool = False) -> str:
+    """One number that matters, with its name."""
+    style = "tile bad" if bad else "tile"
+    return f'<div class="{style}"><span>{escape(label)}</span><strong>{escape(value)}</strong></div>'
 
 
 def figure(plot: Plot, svg: str) -> str:

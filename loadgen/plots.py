@@ -24,11 +24,11 @@ _DASHES = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 
 PALETTE_CSS = """
 :root { --ink: #1c2024; --ink-soft: #60646c; --grid: #e3e5ea; --paper: #fbfcfd; --card: #ffffff;
-  --accent: #0d74ce; --bad: #ce2c31; --warn: #ab6400; --series-0: #0d74ce; --series-1: #d6409f;
+  --bad: #ce2c31; --warn: #ab6400; --series-0: #0d74ce; --series-1: #d6409f;
   --series-2: #12a594; --series-3: #e5671f; --series-4: #6e56cf; --series-5: #8d8d18; --series-6: #c2343a;
   --series-7: #60646c; }
 @media (prefers-color-scheme: dark) { :root { --ink: #edeef0; --ink-soft: #9ba1aa; --grid: #2c3036;
-  --paper: #0f1113; --card: #17191d; --accent: #70b8ff; --bad: #ff9592; --warn: #ffca16;
+  --paper: #0f1113; --card: #17191d; --bad: #ff9592; --warn: #ffca16;
   --series-0: #70b8ff; --series-1: #ff8dcc; --series-2: #0bd8b6; --series-3: #ffa057; --series-4: #baa7ff;
   --series-5: #d6d34c; --series-6: #ff9592; --series-7: #b0b4ba; } }
 """

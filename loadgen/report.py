@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from loadgen.charts import Run, charts
-from loadgen.page import card, figure, page, table, tiles
+from loadgen.page import card, figure, page, table, tile, tiles
 from loadgen.plots import Plot, PlotsMissingError, draw, standalone
 from loadgen.results import RequestRecord, RunInfo, save_run
 from loadgen.stats import Summary, summarize
@@ -68,14 +68,12 @@ def _run_page(
     notes = [*warnings(info, summary), *([missing] if missing else [])]
     parts = [
         tiles(
-            [
-                ("TTFT p50", quantile(latencies.ttft, "p50")),
-                ("TTFT p99", quantile(latencies.ttft, "p99")),
-                ("longest gap p99", quantile(latencies.longest_gap, "p99")),
-                ("completion p50", quantile(latencies.completion, "p50")),
-                ("output tokens/s", number(summary.output_tokens_per_s)),
-                ("failed", number(summary.failed)),
-            ]
+            tile("TTFT p50", quantile(latencies.ttft, "p50")),
+            tile("TTFT p99", quantile(latencies.ttft, "p99")),
+            tile("longest gap p99", quantile(latencies.longest_gap, "p99")),
+            tile("completion p50", quantile(latencies.completion, "p50")),
+            tile("output tokens/s", number(summary.output_tokens_per_s)),
+            tile("failed", number(summary.failed), bad=summary.failed > 0),
         ),
         "".join(f'<p class="note">{escape(note)}</p>' for note in notes),
         '<div class="plots">' + "".join(figure(plot, svg) for plot, svg in drawings) + "</div>",

@@ -166,6 +166,17 @@ def test_ctrl_c_writes_the_report_of_what_was_done(tmp_path: Path) -> None:
     assert (tmp_path / "x" / "report.html").exists()
 
 
+def test_ctrl_c_before_anything_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("loadgen.cli.read_rows", interrupt)
+    assert main(["run", "--trace", "synthetic:", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "loadgen: interrupted\n"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
