@@ -91,7 +91,7 @@ class CudaTransfers:
         move_pages: MovePages,
     ) -> None:
         self._device = device
-        self._pools = pools
+        self.pools = pools
         self._compute = compute
         self._move_pages = move_pages
         ahead = {Path.HOST_IN: AHEAD_HOST_BYTES, Path.HOST_OUT: AHEAD_HOST_BYTES}
@@ -109,7 +109,7 @@ class CudaTransfers:
 
     def submit(self, move: Move) -> None:
         for pool, pages in ((move.src_pool, move.src_pages), (move.dst_pool, move.dst_pages)):
-            if pool not in self._pools or max(pages, default=0) >= len(self._pools[pool].pages):
+            if pool not in self.pools or max(pages, default=0) >= len(self.pools[pool].pages):
                 raise TransferError(f"move {move.move_id} is of pages that pool {pool} does not have")
         self._num_open += 1
         lane = self._lanes[self._path(move)]
@@ -133,7 +133,7 @@ class CudaTransfers:
             lane.stream.synchronize()
 
     def _path(self, move: Move) -> Path:
-        src, dst = self._pools[move.src_pool], self._pools[move.dst_pool]
+        src, dst = self.pools[move.src_pool], self.pools[move.dst_pool]
         if src.is_host:
             return Path.HOST_IN
         if dst.is_host:
@@ -144,7 +144,7 @@ class CudaTransfers:
         """Launch waiting moves as far as the lane may run ahead."""
         while len(lane.queue) and lane.has_room:
             move = lane.queue.pop()
-            src, dst = self._pools[move.src_pool], self._pools[move.dst_pool]
+            src, dst = self.pools[move.src_pool], self.pools[move.dst_pool]
             if src.is_local:
                 lane.stream.wait_stream(self._compute)
             with torch.cuda.stream(lane.stream):
@@ -160,11 +160,14 @@ class CudaTransfers:
             lane.launched.append(Launched(move, num_bytes, start, end))
 
     def _copy_by_kernel(self, src: CudaPool, dst: CudaPool, move: Move) -> None:
-        lists = torch.tensor([move.src_pages, move.dst_pages], dtype=torch.int32).pin_memory()
-        src_pages, dst_pages = lists.to(self._device, non_blocking=True)
+        src_pages, dst_pages = self._upload(move.src_pages), self._upload(move.dst_pages)
         programs = PULL_PROGRAMS if dst.is_local else PUSH_PROGRAMS
         words = src.pages.view(torch.int32), dst.pages.view(torch.int32)
         self._move_pages(*words, src_pages, dst_pages, programs)
+
+    def _upload(self, pages: Sequence[int]) -> torch.Tensor:
+        listed = torch.tensor(pages, dtype=torch.int32).pin_memory()
+        return listed.to(self._device, non_blocking=True)
 
 
 def copy_batch(

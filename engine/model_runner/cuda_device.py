@@ -62,6 +62,8 @@ class CudaDevice:
                     pools[spec.pool] = CudaPool(self._import(spec, descriptors), is_local=False)
                 except (CudaError, DeviceError) as error:
                     unreachable[spec.pool] = str(error)
+        if any(spec.kind == "cuda" for spec in attach.pools if spec.pool != attach.local):
+            self._compile_moves(pools[attach.local].pages.shape[1])
         transfers = CudaTransfers(self.place, pools, self._compute, _move)
         return Attached(pools[attach.local].pages, transfers, exported, unreachable)
 
@@ -109,6 +111,15 @@ class CudaDevice:
             )
             unwrap("cudaHostRegister", pinned)
         return {pool: CudaPool(pages, is_local=False) for pool, pages in mapped.items()}
+
+    def _compile_moves(self, page_bytes: int) -> None:
+        """Have the move kernel compiled before the first move: it is compiled for the number of its blocks
+        being one, a multiple of 16, or neither."""
+        scratch = torch.zeros(2, page_bytes // 4, dtype=torch.int32, device=self.place)
+        for count in (1, 3, 16):
+            pages = torch.zeros(count, dtype=torch.int32, device=self.place)
+            _move(scratch, scratch, pages, pages + 1, 1)
+        torch.cuda.synchronize(self.place)
 
     def _make_local(self, spec: PoolSpec) -> tuple[torch.Tensor, list[int]]:
         """A pool of zeros on this GPU, and its descriptors."""
