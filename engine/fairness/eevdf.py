@@ -91,20 +91,20 @@ class DeadlineQueue(Generic[E]):
     def floor_ns(self) -> int:
         return self._weighted_ns // self._load
 
-    def is_owed(self, vruntime_ns: int) -> bool:
-        """Whether the lag at this vruntime is not negative: `entity_eligible`, without a division."""
-        return vruntime_ns * self._load <= self._weighted_ns
-
     def outranks(self, waiting: E, waiting_ns: int, running: E, running_ns: int) -> bool:
         """The kernel preempts for an eligible entity if the running one has a later deadline or is not
         eligible itself; in the second case it must also be ahead by the granularity, or two tenants near V
         would preempt each other without end."""
-        if not self.is_owed(waiting_ns):
+        load, weighted_ns = self._load, self._weighted_ns
+        if waiting not in self:  # it was picked, and found no room
+            load += waiting.load
+            weighted_ns += waiting.load * waiting_ns
+        if waiting_ns * load > weighted_ns:
             return False
         if waiting.deadline_ns < running.deadline_ns:
             return True
         is_ahead = running_ns - waiting_ns > virtual_granularity(self._granularity_ns, waiting)
-        return is_ahead and not self.is_owed(running_ns)
+        return is_ahead and running_ns * load > weighted_ns
 
     def check_integrity(self) -> None:
         for deadline_ns, serial, entity in self._by_deadline:
@@ -119,17 +119,21 @@ class DeadlineQueue(Generic[E]):
         entities = [entity for _, _, entity in (*self._by_deadline, *self._parked)]
         assert self._load == sum(entity.load for entity in entities)
         assert self._weighted_ns == sum(entity.load * entity.vruntime_ns for entity in entities)
-        assert not entities or any(self.is_owed(entity.vruntime_ns) for entity in entities)
+        assert not entities or any(self._is_eligible(entity.vruntime_ns) for entity in entities)
+
+    def _is_eligible(self, vruntime_ns: int) -> bool:
+        """Whether the lag at this vruntime is not negative: `entity_eligible`, without a division."""
+        return vruntime_ns * self._load <= self._weighted_ns
 
     def _pop_eligible(self) -> E:
         """The eligible entity with the earliest deadline; in no list any more, but counted still."""
-        while self._parked_serials and self.is_owed(self._parked[0][0]):
+        while self._parked_serials and self._is_eligible(self._parked[0][0]):
             _, serial, entity = self._parked.pop(0)
             self._parked_serials.remove(serial)
             self._by_deadline.add((entity.deadline_ns, serial, entity))
         while True:
             earliest: E = self._by_deadline.pop(0)[2]
-            if earliest.vruntime_ns * self._load <= self._weighted_ns:  # is_owed, without the call
+            if earliest.vruntime_ns * self._load <= self._weighted_ns:  # _is_eligible, without the call
                 return earliest
             self._parked_serials.add(earliest.serial)
             self._parked.add((earliest.vruntime_ns, earliest.serial, earliest))

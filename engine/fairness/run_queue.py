@@ -63,8 +63,8 @@ class VirtualClock:
     service that nobody else waited for.
 
     It never goes back. Newcomers are placed at `arrival_ns`, which is the clock unless that stands still
-    while service is given: then newcomers without end, each placed before everybody, would starve those who have
-    been served once. So it also moves with all service, at an eighth of the speed of fluid fair queueing
+    while service is given: then newcomers without end, each placed before everybody, would starve those who
+    have been served once. So it also moves with all service, at an eighth of the speed of fluid fair queueing
     (service by the load of all), slow enough that in a usual rotation newcomers still come early.
     """
 

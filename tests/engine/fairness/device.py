@@ -28,9 +28,15 @@ class Device:
         self._running: list[tuple[int, int, Task, int]] = []  # (end, serial, task, cost)
 
     def submit(
-        self, tenant: str, *, weight: float = 1.0, nice: int = 0, stints: int = 10**9, **more: int
+        self,
+        tenant: str,
+        *,
+        weight: float = 1.0,
+        nice: int = 0,
+        stints: int = 10**9,
+        latency_ns: int | None = None,
     ) -> Task:
-        task = Task(next(self._serials), tenant, weight, nice, arrival_ns=self.now_ns, **more)
+        task = Task(next(self._serials), tenant, weight, nice, self.now_ns, latency_ns)
         self.stints_left[task] = stints
         self.last_stint[task] = self.num_stints
         self.policy.join(task, self.now_ns)
