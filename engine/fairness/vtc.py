@@ -36,7 +36,7 @@ class VtcPolicy:
         self._tenants: LeastServedQueue[Account] = LeastServedQueue(BisectList(), 0)
         self._accounts = Accounts(memory_ns)
         self._input_counts: dict[int, int] = {}  # by serial of prompts that were picked: what was counted
-        self._last_count = 0  # of the tenant that was last to stop waiting
+        self._last_to_wait: Account | None = None
         self._num_queued = 0
 
     def join(self, task: Task, now_ns: int) -> None:
@@ -73,7 +73,7 @@ class VtcPolicy:
         if account.num_waiting:
             self._tenants.add(account)
         else:
-            self._last_count = account.vruntime_ns
+            self._last_to_wait = account
 
     def put_back(self, task: Task, now_ns: int) -> None:
         """Not a new arrival: its tenant is not lifted."""
@@ -134,7 +134,9 @@ class VtcPolicy:
 
     def _level(self) -> int:
         """The counter that a tenant with nothing waiting is lifted to."""
-        return self._tenants.first().vruntime_ns if self._num_queued else self._last_count
+        if self._num_queued:
+            return self._tenants.first().vruntime_ns
+        return self._last_to_wait.vruntime_ns if self._last_to_wait is not None else 0
 
     def _enqueue(self, account: Account, task: Task) -> None:
         """The tenant is in no queue."""

@@ -49,7 +49,8 @@ def test_the_last_to_stop_waiting_sets_the_level() -> None:
     tasks = make_tasks("a", "b", "a", "b", "b")
     policy.join(tasks[0], 0)
     assert policy.pick(0) is tasks[0]
-    policy.join(tasks[1], 0)  # at a's counter: 100 tokens
+    policy.charge_tokens(tasks[0], 50, 0)
+    policy.join(tasks[1], 0)  # at a's counter of now: 200 tokens
     policy.join(tasks[2], 0)
     assert [policy.pick(0), policy.pick(0)] == [tasks[2], tasks[1]]
 
