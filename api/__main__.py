@@ -64,13 +64,13 @@ async def serve(config: Config, sock: socket.socket) -> None:
     async with app.router.lifespan_context(app):
         await server.start()
         await stop.wait()
+        _exit_at_last(config.server.drain_s + HARD_EXIT_S)
         await shut_down(server, services)
 
 
 async def shut_down(server: HttpServer, services: Services) -> None:
     """No new work; what runs may finish for `drain_s`; then everything is ended, read or not."""
     drain_s = services.config.server.drain_s
-    _exit_at_last(drain_s + HARD_EXIT_S)
     services.generations.is_draining = True
     logger.info("shutting down: %d requests may finish for %.0f s", len(services.generations), drain_s)
     if not await services.generations.wait_idle(drain_s):

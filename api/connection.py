@@ -13,6 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import body_too_large
 
+LINGER_S = 1.0
+
 
 class ClientGoneError(Exception):
     """The client closed the connection: there is nobody to answer."""
@@ -64,11 +66,21 @@ class Connection:
     def discard_rest(self) -> None:
         """From now on throw away what comes of the body: the answer does not wait for it."""
         if not self.is_body_read and self._drain is None:
-            self._drain = asyncio.create_task(self._wait_gone(lambda: None))
+            self._drain = asyncio.create_task(self._discard())
+
+    async def linger(self) -> None:
+        """Give a client in the middle of an upload some time to read the answer: closing a connection with
+        unread data in it would destroy the answer on its way."""
+        if self._drain is not None:
+            await asyncio.wait([self._drain], timeout=LINGER_S)
 
     async def close(self) -> None:
         if self._drain is not None:
             await _cancelled(self._drain)
+
+    async def _discard(self) -> None:
+        while not self.is_body_read and not self.is_gone:
+            await self.receive()
 
     async def _wait_gone(self, on_gone: Callable[[], None]) -> None:
         while not self.is_gone:
@@ -92,6 +104,11 @@ class ConnectionMiddleware:
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 connection.discard_rest()
+            is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if is_last and not connection.is_body_read:
+                await send({**message, "more_body": True})
+                await connection.linger()
+                message = {"type": "http.response.body", "body": b"", "more_body": False}
             await send(message)
 
         try:

@@ -216,6 +216,7 @@ class EngineClient:
                     await request.changed()
             if request.refusal is not None:
                 raise request.refusal
+            request.wake()  # tokens may have come together with the admission
         except TimeoutError:
             self.release(request)
             raise unavailable("The engine does not answer", "engine_unavailable") from None

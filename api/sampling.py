@@ -11,6 +11,7 @@ from api.errors import bad_request
 from api.schemas import GenerationRequest, ResponseFormat
 from engine.messages import Grammar, GrammarKind, ModelCard, Sampling
 
+MAX_PROBLEM_CHARS = 500
 SEED_MASK = 2**63 - 1
 
 
@@ -27,8 +28,9 @@ def build_sampling(
     seed: int,
     logprobs: int | None,
     prompt_logprobs: int | None,
+    grammar: Grammar | None,
 ) -> Sampling:
-    """Raises ApiError for what only shows with the model at hand (token ids, several grammars)."""
+    """Raises ApiError for token ids that the model does not have."""
     defaults = card.sampling_defaults
     own = () if body.ignore_eos else card.eos_token_ids
     stop_ids = (*own, *(body.stop_token_ids or ()))
@@ -53,7 +55,7 @@ def build_sampling(
         logit_bias=body.logit_bias or {},
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
-        grammar=build_grammar(body),
+        grammar=grammar,
     )
 
 
@@ -62,45 +64,40 @@ def choice_seed(seed: int, choice: int) -> int:
     return (seed + choice) & SEED_MASK
 
 
-def build_grammar(body: GenerationRequest) -> Grammar | None:
-    """The one constraint that a request may set. Raises ApiError."""
-    given: dict[str, Grammar | None] = {
+async def read_grammar(body: GenerationRequest) -> Grammar | None:
+    """The one constraint that a request may set, checked in a thread. Raises ApiError."""
+    given = {
         "response_format": _format_grammar(body.response_format),
         "guided_json": _schema_grammar(body.guided_json),
         "guided_regex": _grammar(GrammarKind.REGEX, body.guided_regex),
         "guided_grammar": _grammar(GrammarKind.LARK, body.guided_grammar),
     }
-    grammars = {name: grammar for name, grammar in given.items() if grammar is not None}
-    if len(grammars) > 1:
-        names = " and ".join(grammars)
-        raise bad_request(list(grammars)[1], f"{names} exclude each other: give one of them")
-    return next(iter(grammars.values()), None)
-
-
-async def check_grammar(grammar: Grammar | None) -> None:
-    """Raises ApiError if the grammar is not one; in a thread, as large ones take their time."""
-    if grammar is None:
-        return
+    grammars = [(param, grammar) for param, grammar in given.items() if grammar is not None]
+    if not grammars:
+        return None
+    (param, grammar), *others = grammars
+    if others:
+        raise bad_request(others[0][0], f"{param} and {others[0][0]} exclude each other: give one of them")
     problem = await asyncio.to_thread(_problem_with, grammar)
     if problem:
-        raise bad_request(_PARAM_OF_KIND[grammar.kind], f"not a usable {grammar.kind}: {problem[:500]}")
+        shown = problem[:MAX_PROBLEM_CHARS]
+        raise bad_request(
+            param, f"{param} is not a {grammar.kind.replace('_', ' ')} that can be used: {shown}"
+        )
+    return grammar
 
 
-_READERS = {
+_COMPILERS = {
     GrammarKind.JSON_SCHEMA: LLMatcher.grammar_from_json_schema,
     GrammarKind.REGEX: LLMatcher.grammar_from_regex,
     GrammarKind.LARK: LLMatcher.grammar_from_lark,
 }
-_PARAM_OF_KIND = {
-    GrammarKind.JSON_SCHEMA: "response_format",
-    GrammarKind.REGEX: "guided_regex",
-    GrammarKind.LARK: "guided_grammar",
-}
 
 
 def _problem_with(grammar: Grammar) -> str:
+    """What llguidance says against the grammar; nothing if it can be used."""
     try:
-        problem: str = LLMatcher.validate_grammar(_READERS[grammar.kind](grammar.source))
+        problem: str = LLMatcher.validate_grammar(_COMPILERS[grammar.kind](grammar.source))
     except ValueError as error:
         return str(error)
     return problem

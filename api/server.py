@@ -58,6 +58,10 @@ class HttpServer:
         port: int = self._sock.getsockname()[1]
         return port
 
+    @property
+    def num_connections(self) -> int:
+        return len(self._connections)
+
     async def start(self) -> None:
         """Begin to accept."""
         self._server = await asyncio.start_server(self._serve_connection, sock=self._sock, backlog=BACKLOG)

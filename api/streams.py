@@ -7,7 +7,7 @@ One that does not read at all is cut off: nothing but its own stream waits for i
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol
 
@@ -133,6 +133,9 @@ class OpenStreams:
 
     def __len__(self) -> int:
         return len(self._streams)
+
+    def __iter__(self) -> Iterator[EventStream]:
+        return iter(self._streams)
 
     def add(self, stream: EventStream) -> None:
         self._streams.add(stream)

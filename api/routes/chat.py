@@ -31,7 +31,7 @@ async def chat_completions(request: Request) -> Response:
         raise bad_request("prompt_logprobs", "prompt_logprobs is only for requests without stream")
     model = await services.find_model(body.model)
     prompt = await encode_chat(body.messages, model[1], model[0])
-    plan = plan_generation(
+    plan = await plan_generation(
         services,
         tenant,
         body,

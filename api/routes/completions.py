@@ -28,7 +28,7 @@ async def completions(request: Request) -> Response:
     prompt_logprobs = body.prompt_logprobs
     if body.echo and body.logprobs is not None:
         prompt_logprobs = max(body.logprobs, prompt_logprobs or 0)
-    plan = plan_generation(
+    plan = await plan_generation(
         services,
         tenant,
         body,

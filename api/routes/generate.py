@@ -14,7 +14,7 @@ from api.connection import Connection
 from api.errors import bad_request
 from api.generation import Generation, GenerationPlan, expand_prompts
 from api.metrics import RequestTimer
-from api.sampling import build_sampling, check_grammar, choice_seed, draw_seed
+from api.sampling import build_sampling, choice_seed, draw_seed, read_grammar
 from api.schemas import GenerationRequest
 from api.services import Services
 from api.streams import EventStream
@@ -26,7 +26,7 @@ NS_PER_MS = 1_000_000
 FormatMaker = Callable[[Generation, AnswerOptions], AnswerFormat]
 
 
-def plan_generation(
+async def plan_generation(
     services: Services,
     tenant: Tenant,
     body: GenerationRequest,
@@ -54,6 +54,7 @@ def plan_generation(
             "too_many_prompts",
         )
     seed = draw_seed(body)
+    grammar = await read_grammar(body)
     samplings = []
     for ids in prompts:
         room = card.max_model_len - len(ids)
@@ -64,6 +65,7 @@ def plan_generation(
             seed=seed,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            grammar=grammar,
         )
         samplings.append(
             [msgspec.structs.replace(first, seed=choice_seed(seed, index)) for index in range(num_choices)]
@@ -104,7 +106,6 @@ async def answer(
     headers: dict[str, str] | None = None,
 ) -> Response:
     """Submit and answer, as a stream or whole. Raises ApiError, ClientGoneError."""
-    await check_grammar(plan.submit.prompts[0].sampling.grammar)
     wants = body.stream_options
     if wants is not None and not body.stream:
         raise bad_request("stream_options", "stream_options is only for requests with stream = true")

@@ -149,5 +149,5 @@ def _unchunk(data: bytes) -> bytes:
 async def until(condition: Any, limit_s: float = 10.0) -> None:
     """Wait for something that another task brings about."""
     async with asyncio.timeout(limit_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)

@@ -1,0 +1,211 @@
+"""Clients that leave, engines that die, readers that do not read, and the end of the server."""
+
+import asyncio
+import logging
+
+import msgspec
+import pytest
+
+from api import streams
+from api.__main__ import shut_down
+from engine.config import ServerConfig
+from tests.api.fake_engine import CARD, say
+from tests.api.harness import parse_answer, run, running_api, until
+
+ENDLESS = say("x" * 900)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_prompt(stream: bool) -> None:
+    async def test() -> None:
+        async with running_api(script=ENDLESS, step_s=0.01) as api:
+            body = {"model": "fake", "prompt": "x", "max_tokens": 900, "stream": stream}
+            _, writer = await api.send("POST", "/v1/completions", body)
+            await until(lambda: api.engine.running)
+            prompt_id = next(iter(api.engine.running))
+            writer.close()
+            await until(lambda: api.engine.aborted, 3.0)
+            assert api.engine.aborted == [prompt_id]
+            await until(lambda: not api.services.client.open_requests)
+            api.check_clean()
+
+    run(test())
+
+
+def test_a_stop_string_ends_the_prompt_in_the_engine() -> None:
+    async def test() -> None:
+        async with running_api(script=say("one two three" * 50), step_s=0.001) as api:
+            answer = await api.complete(stop=["o thr"], max_tokens=500)
+            (choice,) = answer.json["choices"]
+            assert choice["text"] == "one tw"
+            assert choice["finish_reason"] == "stop"
+            assert answer.json["usage"]["completion_tokens"] == len("one two thr")
+            assert len(api.engine.aborted) == 1
+            api.check_clean()
+
+    run(test())
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_engine_that_dies_is_a_pause(stream: bool) -> None:
+    async def test() -> None:
+        text = "".join(chr(97 + index % 26) for index in range(200))
+        async with running_api(script=say(text), step_s=0.002) as api:
+            asking = asyncio.create_task(api.complete(max_tokens=300, seed=7, stream=stream))
+            await until(lambda: any(running.position > 20 for running in api.engine.running.values()))
+            await api.engine.stop()
+            first = api.engine.submits[-1]
+            await asyncio.sleep(0.05)
+            await api.engine.start()
+            answer = await asking
+            second = api.engine.submits[-1]
+            assert second.resubmitted
+            assert not first.resubmitted
+            assert second.request_id == first.request_id
+            (spec,) = second.prompts
+            assert spec.output_ids == list(text.encode()[: len(spec.output_ids)])
+            assert len(spec.output_ids) > 20
+            assert spec.service_ns == 1000 * len(spec.output_ids)
+            if stream:
+                chunks = answer.events[:-1]
+                assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == text
+            else:
+                assert answer.json["choices"][0]["text"] == text
+                assert answer.json["usage"]["completion_tokens"] == 201
+            api.check_clean()
+
+    run(test())
+
+
+def test_tokens_that_come_twice_are_shown_once() -> None:
+    async def test() -> None:
+        async with running_api(script=say("abcdefgh"), paused=True) as api:
+            asking = asyncio.create_task(api.complete(max_tokens=20))
+            await until(lambda: api.engine.running)
+            api.engine.step()
+            api.engine.step()
+            (running,) = api.engine.running.values()
+            running.position = 0
+            api.engine.per_step = 3
+            for _ in range(3):
+                api.engine.step()
+            assert (await asking).json["choices"][0]["text"] == "abcdefgh"
+
+    run(test())
+
+
+def test_without_an_engine_a_request_is_told_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.engine_client.PRESENCE_WAIT_S", 0.05)
+
+    async def test() -> None:
+        async with running_api(start_engine=False) as api:
+            answer = await api.complete()
+            assert answer.status == 503
+            assert answer.headers["retry-after"] == "2"
+            assert (await api.get("/health")).status == 200
+            assert (await api.get("/ready")).status == 503
+            await api.engine.start()
+            await until(lambda: api.services.client.is_connected)
+            assert (await api.get("/ready")).status == 200
+            assert (await api.complete()).status == 200
+
+    run(test())
+
+
+def test_a_model_that_is_loading_is_503_and_ready_says_so() -> None:
+    async def test() -> None:
+        async with running_api(cards=[], loading={"fake": "reading weights"}) as api:
+            answer = await api.complete()
+            assert answer.status == 503
+            assert "reading weights" in answer.json["error"]["message"]
+            ready = await api.get("/ready")
+            assert ready.status == 503
+            assert ready.json["loading"] == {"fake": "reading weights"}
+            api.engine.cards = [CARD]
+            api.engine.announce()
+            await until(lambda: api.services.client.models)
+            assert (await api.get("/ready")).status == 200
+
+    run(test())
+
+
+def test_a_reader_that_does_not_read_is_cut_off_and_holds_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(streams, "STALL_S", 0.3)
+    monkeypatch.setattr(streams, "WATCH_S", 0.05)
+    big = CARD.__class__(**{**msgspec.structs.asdict(CARD), "max_model_len": 10**7})
+
+    async def test() -> None:
+        async with running_api(cards=[big], script=lambda spec: [120] * 10**6, per_step=20_000) as api:
+            body = {"model": "fake", "prompt": "x", "max_tokens": 10**6, "stream": True, "logprobs": 1}
+            reader, writer = await api.send("POST", "/v1/completions", body)
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            with caplog.at_level(logging.WARNING):
+                await until(lambda: api.engine.aborted, 20)
+            assert "its reader took nothing" in caplog.text
+            await until(lambda: not api.server.num_connections)
+            api.check_clean()
+            writer.close()
+            assert (await api.complete(max_tokens=3)).status == 200
+            metrics = await api.get("/metrics")
+            assert b"fairslice:cut_streams_total 1.0" in metrics.body
+
+    run(test())
+
+
+def test_pings_while_a_prompt_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "PING_S", 0.05)
+    monkeypatch.setattr(streams, "WATCH_S", 0.02)
+
+    async def test() -> None:
+        async with running_api(paused=True) as api:
+            body = {"model": "fake", "prompt": "x", "stream": True}
+            reader, writer = await api.send("POST", "/v1/completions", body)
+            assert b": waiting" in await reader.readuntil(b": waiting\n\n")
+            api.engine.paused = False
+            assert (await reader.read()).count(b"[DONE]") == 1
+            writer.close()
+
+    run(test())
+
+
+def test_drain_lets_streams_finish_and_refuses_new_work() -> None:
+    async def test() -> None:
+        async with running_api(script=say("y" * 100), step_s=0.002) as api:
+            running = asyncio.create_task(api.complete(max_tokens=100, stream=True))
+            await until(lambda: api.engine.running)
+            ending = asyncio.create_task(shut_down(api.server, api.services))
+            await asyncio.sleep(0)
+            refused = await api.complete()
+            assert refused.status == 503
+            assert refused.json["error"]["code"] == "shutting_down"
+            assert (await api.get("/ready")).status == 503
+            assert (await running).events[-1] == "[DONE]"
+            await ending
+
+    run(test())
+
+
+def test_the_deadline_of_a_drain_is_not_held_by_a_stuck_reader() -> None:
+    big = CARD.__class__(**{**msgspec.structs.asdict(CARD), "max_model_len": 10**7})
+
+    async def test() -> None:
+        server = ServerConfig(port=0, drain_s=0.2)
+        script = lambda spec: [120] * 10**6  # noqa: E731
+        async with running_api(server=server, cards=[big], script=script, per_step=1000) as api:
+            body = {"model": "fake", "prompt": "x", "max_tokens": 10**6, "stream": True}
+            _, stuck = await api.send("POST", "/v1/completions", body | {"logprobs": 5})
+            stuck.transport.pause_reading()  # type: ignore[attr-defined]
+            reader, writer = await api.send("POST", "/v1/completions", body)
+            reading = asyncio.create_task(reader.read())
+            await until(lambda: any(s.sending_since_s for s in api.services.streams), 20)
+            await asyncio.wait_for(shut_down(api.server, api.services), 10)
+            answer = parse_answer(await reading)
+            assert answer.events[-1]["error"]["code"] == "shutting_down"
+            assert api.server.num_connections == 0
+            api.check_clean()
+            stuck.close()
+            writer.close()
+
+    run(test())
