@@ -98,7 +98,7 @@ def kv_windows(config: PretrainedConfig) -> Windows:
         raise UnsupportedModel(f"{text.model_type} is not supported: {reason} (supported: {supported})")
     if getattr(text, "use_bidirectional_attention", None):
         raise UnsupportedModel(f"{text.model_type}: bidirectional attention is not supported")
-    unknown = _rope_types(text) - _PLAIN_ROPES - _LENGTH_ROPES
+    unknown = _rope_types(text) - _PLAIN_ROPES - _pinned_ropes(text)
     if unknown:
         raise UnsupportedModel(f"{text.model_type}: rope type {', '.join(sorted(unknown))} is not supported")
     return windows_of(text)
@@ -134,6 +134,12 @@ def pin_rope(model: nn.Module, config: PretrainedConfig, max_model_len: int) -> 
         rope.inv_freq.copy_(inv_freq)
         rope.attention_scaling = scaling
         rope.rope_type = "pinned"
+
+
+def _pinned_ropes(config: PretrainedConfig) -> frozenset[str]:
+    """Rope types that `pin_rope` handles: only where all layers share one."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return _LENGTH_ROPES if "rope_type" in parameters else frozenset()
 
 
 def _rope_types(config: PretrainedConfig) -> set[str]:

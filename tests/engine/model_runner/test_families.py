@@ -8,6 +8,15 @@ from tests.engine.model_runner.test_cpu_executor import greedy, prompts_of
 from tests.engine.model_runner.tiny import Scheduler, generated, paged, tiny_config, tiny_model
 
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 32,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+    "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0],
+}
+
+
 def test_windows_count_the_token_itself_as_transformers_masks_do() -> None:
     assert kv_windows(tiny_config("llama")) == [None, None, None]
     assert kv_windows(tiny_config("mistral-window")) == [8, 8, 8]
@@ -57,19 +66,14 @@ def test_options_outside_the_tests_are_refused() -> None:
     config.layer_types = ["full_attention", "chunked_attention", "full_attention"]
     with pytest.raises(UnsupportedModel, match="chunked_attention"):
         kv_windows(config)
+    config = tiny_config("gemma3")
+    config.rope_parameters = {"full_attention": LONGROPE, "sliding_attention": {"rope_type": "default"}}
+    with pytest.raises(UnsupportedModel, match="rope type longrope"):
+        kv_windows(config)
     config = tiny_config("llama")
     config.rope_parameters = {"rope_type": "mrope"}
     with pytest.raises(UnsupportedModel, match="rope type mrope"):
         kv_windows(config)
-
-
-LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 10000.0,
-    "original_max_position_embeddings": 32,
-    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
-    "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0],
-}
 
 
 @pytest.mark.parametrize(("max_model_len", "length"), [(32, 12), (256, 40)])
