@@ -1,12 +1,12 @@
 """Pools on GPUs: do their bytes outlive their maker, and how fast do pages move?
 
-    python bench/check_pools.py [--gib 4]
+    python -m bench.check_pools [--gib 4]
 
 Needs one GPU; with two or more, the other pool lies on the last one, across the link. For each page size, a
-child process makes a pool there, fills it, sends its descriptors and is killed with SIGKILL. Then the runner's
-own code maps the pool on the first GPU, every byte is compared, and all pages are moved in a random order,
-beside one large copy of as many bytes over the same path, timed in the same run. Times are the host's, from
-the first call until the last move is known to be complete.
+child process makes a pool there, fills it, sends its descriptors and is killed with SIGKILL. Then the
+runner's own code maps the pool on the first GPU, every byte is compared, and all pages are moved in a random
+order, beside one large copy of as many bytes over the same path, timed in the same run. Times are the host's,
+from the first call until the last move is known to be complete.
 """
 
 import argparse
@@ -72,7 +72,15 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.page_kib is None:
         for page_kib in PAGE_KIB:  # each in a fresh process
-            command = [sys.executable, __file__, "--gib", str(arguments.gib), "--page-kib", str(page_kib)]
+            command = [
+                sys.executable,
+                "-m",
+                "bench.check_pools",
+                "--gib",
+                str(arguments.gib),
+                "--page-kib",
+                str(page_kib),
+            ]
             subprocess.run(command, check=True)
         return
     page_bytes = arguments.page_kib * 1024
@@ -111,7 +119,7 @@ def contents(pages: torch.Tensor) -> torch.Tensor:
 def orphaned_pool(size: Size) -> list[int]:
     """Descriptors of a pool whose maker was killed."""
     ours, theirs = socket.socketpair()
-    command = [sys.executable, __file__, "--gib", str(size.num_bytes / 2**30)]
+    command = [sys.executable, "-m", "bench.check_pools", "--gib", str(size.num_bytes / 2**30)]
     command += ["--page-kib", str(size.page_bytes // 1024), "--maker-fd", str(theirs.fileno())]
     with ours, subprocess.Popen(command, pass_fds=(theirs.fileno(),)) as child:
         theirs.close()

@@ -64,6 +64,7 @@ class CudaDevice:
                     unreachable[spec.pool] = str(error)
         if any(spec.kind == "cuda" for spec in attach.pools if spec.pool != attach.local):
             self._compile_moves(pools[attach.local].pages.shape[1])
+        torch.cuda.synchronize(self.place)  # the pool's zeros were not written on the compute stream
         transfers = CudaTransfers(self.place, pools, self._compute, _move)
         return Attached(pools[attach.local].pages, transfers, exported, unreachable)
 
@@ -93,6 +94,7 @@ class CudaDevice:
             compile=False,
         )
         pool = scratch.pool(loaded.model.dtype, self.place)
+        torch.cuda.synchronize(self.place)  # weights and pool were not made on the compute stream
         return CudaExecutor(loaded.model, layout, pool, options, stream=self._compute)
 
     def is_fault(self, error: BaseException) -> bool:
@@ -119,7 +121,6 @@ class CudaDevice:
         for count in (1, 3, 16):
             pages = torch.zeros(count, dtype=torch.int32, device=self.place)
             _move(scratch, scratch, pages, pages + 1, 1)
-        torch.cuda.synchronize(self.place)
 
     def _make_local(self, spec: PoolSpec) -> tuple[torch.Tensor, list[int]]:
         """A pool of zeros on this GPU, and its descriptors."""
