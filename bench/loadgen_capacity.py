@@ -19,7 +19,7 @@ import uvloop
 from rich.console import Console
 
 from loadgen.arrivals import Constant
-from loadgen.plan import BodyMaker, Endpoint, plan_requests
+from loadgen.plan import BodyMaker, Endpoint, RequestMaker, schedule
 from loadgen.prompts import PromptMaker, TokenIds
 from loadgen.results import Outcome, RequestRecord
 from loadgen.session import Connection, RunResult, raise_file_limit, run_plan
@@ -35,16 +35,9 @@ async def measure(url: str, num_streams: int, num_tokens: int, opening_s: float)
     """Open `num_streams` streams of `num_tokens` tokens within `opening_s` seconds and read them all."""
     rows = [TraceRow(i + 1, None, _PROMPT_TOKENS, num_tokens) for i in range(num_streams)]
     arrivals, tenants = Constant(num_streams / opening_s), RoundRobin(("tenant-1", "tenant-2"))
-    plan = plan_requests(
-        rows,
-        arrivals,
-        tenants,
-        Identity.parse("user", []),
-        PromptMaker(0, TokenIds()),
-        BodyMaker("fake", Endpoint.COMPLETIONS),
-        seed=0,
-        duration_s=None,
-    )
+    bodies = BodyMaker("fake", Endpoint.COMPLETIONS)
+    maker = RequestMaker(PromptMaker(0, TokenIds()), bodies, Identity.parse("user", []))
+    plan = [maker.make(sending) for sending in schedule(rows, arrivals, tenants, 0, None)]
     connection = Connection(f"{url}/v1", Endpoint.COMPLETIONS, 60.0, None, None)
     return await run_plan(connection, plan, arrivals, None, tenants.names, Console(stderr=True))
 
@@ -79,12 +72,13 @@ def figures(streams: int, rate: float, result: RunResult) -> dict[str, str]:
         "lag p99 ms": f"{health.loop_lag_p99_s * 1000:.1f}",
         "late p99 ms": f"{health.lateness_p99_s * 1000:.1f}",
         "core": f"{health.cpu_fraction:.0%}",
+        "kept from it": "-" if health.cpu_wait_fraction is None else f"{health.cpu_wait_fraction:.0%}",
         "saturated": "; ".join(health.saturated) or "no",
     }
 
 
 def print_cells(cells: Iterable[str]) -> None:
-    print("  ".join(f"{cell:>11}" for cell in cells), flush=True)
+    print("  ".join(f"{cell:>12}" for cell in cells), flush=True)
 
 
 def run_row(streams: int, rate: float, seconds: float) -> dict[str, str]:

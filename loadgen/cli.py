@@ -16,7 +16,7 @@ from rich.console import Console
 
 from loadgen import options as command_line
 from loadgen.compare import compare_runs
-from loadgen.job import Done, carry_out, read_rows
+from loadgen.job import Done, carry_out, read_schedule
 from loadgen.report import REPORT_FILE, write_report
 from loadgen.results import LoadError, RunInfo
 from loadgen.session import raise_file_limit
@@ -51,13 +51,13 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, arguments: list[str]) -> int:
-    rows = read_rows(options)
+    sendings = read_schedule(options)
     started = datetime.now().astimezone()
     name = options.name or (options.out.name if options.out else f"{started:%Y%m%d-%H%M%S}")
     out = _make_folder(options.out or Path("results") / name)
     raise_file_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
-        done = loop.run(carry_out(options, rows, Console(stderr=True, highlight=False)))
+        done = loop.run(carry_out(options, sendings, Console(stderr=True, highlight=False)))
     info = _describe(options, done, name, started, shown_command(arguments))
     summary, missing = write_report(out, info, done.result.records)
     print("\n".join(print_lines(info, summary)))

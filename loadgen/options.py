@@ -49,6 +49,10 @@ def _check_together(parser: argparse.ArgumentParser, options: argparse.Namespace
         options.prompts = "text" if options.endpoint is Endpoint.CHAT else "ids"
     if options.endpoint is Endpoint.CHAT and options.prompts == "ids":
         parser.error("--prompts ids cannot be sent to the chat endpoint")
+    try:
+        options.identity = tenants.Identity.parse(options.tenant_by, options.api_key)
+    except SpecError as error:
+        parser.error(f"--tenant-by: {error}")
     if unknown := set(options.tenant_weights) - set(options.tenants.names):
         parser.error(f"--tenant-weights names {', '.join(sorted(unknown))}, which is no tenant of this run")
 

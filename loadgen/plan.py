@@ -78,37 +78,49 @@ class BodyMaker:
         return msgspec.json.encode(body | fields | self.extra)
 
 
-def plan_requests(
-    rows: Sequence[TraceRow],
-    arrivals: Arrivals,
-    tenants: TenantRule,
-    identity: Identity,
-    prompts: PromptMaker,
-    bodies: BodyMaker,
-    *,
-    seed: int,
-    duration_s: float | None,
-) -> list[PlannedRequest]:
-    """One request per row, in the order of sending, without those that would be sent after `duration_s`."""
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """A row of the trace with its time and its sender."""
+
+    index: int
+    row: TraceRow
+    at_s: float | None
+    tenant: str
+
+
+def schedule(
+    rows: Sequence[TraceRow], arrivals: Arrivals, tenants: TenantRule, seed: int, duration_s: float | None
+) -> list[Sending]:
+    """In the order of sending, without rows that would be sent after `duration_s`. Raises `SpecError` if the
+    rows do not allow the arrivals."""
     times_s: Sequence[float | None]
     times_s = [None] * len(rows) if isinstance(arrivals, ClosedLoop) else arrivals.times_s(rows, seed)
-    plan = []
-    for index, (row, at_s, tenant) in enumerate(
-        zip(rows, times_s, tenants.assign(rows, seed), strict=True),
-    ):
-        if at_s is not None and duration_s is not None and at_s > duration_s:
-            break
-        prompt = prompts.make(index, row)
-        plan.append(
-            PlannedRequest(
-                index=index,
-                row=row.line,
-                at_s=at_s,
-                tenant=tenant,
-                input_tokens=row.input_tokens,
-                output_tokens=row.output_tokens,
-                headers={"Content-Type": "application/json"} | identity.headers(tenant),
-                body=bodies.encode(prompt, row.output_tokens, identity.body_fields(tenant)),
-            )
+    names = tenants.assign(rows, seed)
+    return [
+        Sending(index, row, at_s, name)
+        for index, (row, at_s, name) in enumerate(zip(rows, times_s, names, strict=True))
+        if at_s is None or duration_s is None or at_s <= duration_s
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMaker:
+    """Makes what is sent out of what is to be sent."""
+
+    prompts: PromptMaker
+    bodies: BodyMaker
+    identity: Identity
+
+    def make(self, sending: Sending) -> PlannedRequest:
+        row, tenant = sending.row, sending.tenant
+        prompt = self.prompts.make(sending.index, row)
+        return PlannedRequest(
+            index=sending.index,
+            row=row.line,
+            at_s=sending.at_s,
+            tenant=tenant,
+            input_tokens=row.input_tokens,
+            output_tokens=row.output_tokens,
+            headers={"Content-Type": "application/json"} | self.identity.headers(tenant),
+            body=self.bodies.encode(prompt, row.output_tokens, self.identity.body_fields(tenant)),
         )
-    return plan

@@ -115,6 +115,8 @@ def made_rows(info: RunInfo) -> list[tuple[str, str]]:
             ("event loop lag, p99 and most", _pair(info.health.loop_lag_p99_s, info.health.loop_lag_max_s)),
             ("client's core busy", f"{info.health.cpu_fraction:.0%}"),
         ]
+        if info.health.cpu_wait_fraction is not None:
+            rows.append(("client kept from a core", f"{info.health.cpu_wait_fraction:.0%}"))
     if info.command:
         rows.append(("command", info.command))
     return rows

@@ -98,6 +98,7 @@ class ClientHealth(msgspec.Struct, frozen=True, kw_only=True):
     loop_lag_p99_s: float  # how long the event loop kept a timer waiting
     loop_lag_max_s: float
     cpu_fraction: float  # of one core
+    cpu_wait_fraction: float | None = None  # of the time: ready to run, but others had the cores; Linux tells
     saturated: list[str] = []
 
 

@@ -3,6 +3,8 @@
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from loadgen.arrivals import Arrivals, ClosedLoop
 from loadgen.client import Client
@@ -15,6 +17,8 @@ _PROBE_S = 0.01
 _LATE_S = 0.02  # beyond these two the client disturbs what it measures
 _LAG_S = 0.02
 _BUSY_FRACTION = 0.95
+_WAIT_FRACTION = 0.1  # explains a saturated client; alone it is no sign of one
+_SCHEDSTAT = Path("/proc/self/schedstat")  # Linux: ns run, ns waited for a core, slices; of the main thread
 
 
 class RunClock:
@@ -28,6 +32,35 @@ class RunClock:
 
     def __call__(self) -> float:
         return time.monotonic() - self._zero_s
+
+
+@dataclass(frozen=True, slots=True)
+class CpuTimes:
+    """Seconds that the process ran, that its main thread waited for a core, and that passed."""
+
+    busy_s: float
+    wait_s: float | None  # None where the system does not tell
+    wall_s: float
+
+    @classmethod
+    def now(cls) -> "CpuTimes":
+        try:
+            wait_s = int(_SCHEDSTAT.read_text().split()[1]) / 1e9
+        except (OSError, ValueError, IndexError):
+            wait_s = None
+        return cls(time.process_time(), wait_s, time.monotonic())
+
+    def since(self, before: "CpuTimes") -> "CpuTimes":
+        waits = None if self.wait_s is None or before.wait_s is None else self.wait_s - before.wait_s
+        return CpuTimes(self.busy_s - before.busy_s, waits, self.wall_s - before.wall_s)
+
+    @property
+    def busy_fraction(self) -> float:
+        return self.busy_s / self.wall_s if self.wall_s else 0.0
+
+    @property
+    def wait_fraction(self) -> float | None:
+        return None if self.wait_s is None or not self.wall_s else self.wait_s / self.wall_s
 
 
 class Runner:
@@ -105,8 +138,8 @@ class Runner:
             self._loop_lag_s.append(lag_s)
             self._monitor.loop_lag_s.append(lag_s)
 
-    def health(self, cpu_fraction: float, max_connections: int | None) -> ClientHealth:
-        """How the client did; `cpu_fraction` is its share of one core during the run."""
+    def health(self, cpu: CpuTimes, max_connections: int | None) -> ClientHealth:
+        """How the client did; `cpu` is of the time of the run."""
         late_s = sorted(self._lateness_s) or [0.0]
         lag_s = sorted(self._loop_lag_s) or [0.0]
         late_p99_s, lag_p99_s = percentile(late_s, 99), percentile(lag_s, 99)
@@ -115,8 +148,10 @@ class Runner:
             saturated.append(f"1 request in 100 was sent {late_p99_s * 1000:.0f} ms late or more")
         if lag_p99_s > _LAG_S:
             saturated.append(f"the event loop lagged {lag_p99_s * 1000:.0f} ms or more 1% of the time")
-        if cpu_fraction > _BUSY_FRACTION:
-            saturated.append(f"its one core was busy {cpu_fraction:.0%} of the time")
+        if cpu.busy_fraction > _BUSY_FRACTION:
+            saturated.append(f"its one core was busy {cpu.busy_fraction:.0%} of the time")
+        if saturated and (cpu.wait_fraction or 0.0) > _WAIT_FRACTION:
+            saturated.append(f"others kept it from a core {cpu.wait_fraction:.0%} of the time")
         if max_connections is not None and self._monitor.max_in_flight > max_connections:
             saturated.append(f"requests waited for one of its {max_connections} connections")
         return ClientHealth(
@@ -124,6 +159,7 @@ class Runner:
             lateness_max_s=late_s[-1],
             loop_lag_p99_s=lag_p99_s,
             loop_lag_max_s=lag_s[-1],
-            cpu_fraction=cpu_fraction,
+            cpu_fraction=cpu.busy_fraction,
+            cpu_wait_fraction=cpu.wait_fraction,
             saturated=saturated,
         )

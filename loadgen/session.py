@@ -5,7 +5,6 @@ import contextlib
 import gc
 import resource
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +18,7 @@ from loadgen.display import watch
 from loadgen.monitor import Monitor
 from loadgen.plan import PlannedRequest
 from loadgen.results import ClientHealth, RequestRecord
-from loadgen.runner import RunClock, Runner
+from loadgen.runner import CpuTimes, RunClock, Runner
 
 _COLLECT_EVERY = 50_000  # allocations; a stream makes few cycles, if any
 
@@ -105,11 +104,11 @@ async def run_plan(
         runner = Runner(Client(session, connection.url, clock, monitor), clock, monitor)
         watcher = group.create_task(watch(console, monitor, clock))
         with _quiet_collector(), _on_interrupt(runner.stop):
-            started_s, cpu_s = time.monotonic(), time.process_time()
+            before = CpuTimes.now()
             records = await runner.run(plan, arrivals, duration_s)
-            cpu_fraction = (time.process_time() - cpu_s) / max(1e-9, time.monotonic() - started_s)
+            cpu = CpuTimes.now().since(before)
         watcher.cancel()
-    return RunResult(records, runner.health(cpu_fraction, connection.max_connections), runner.stopped)
+    return RunResult(records, runner.health(cpu, connection.max_connections), runner.stopped)
 
 
 @contextlib.contextmanager

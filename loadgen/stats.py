@@ -163,9 +163,6 @@ def summarize(info: RunInfo, records: Sequence[RequestRecord]) -> Summary:
     kept = [record for record in records if record.outcome is not Outcome.FAILED]
     output_tokens = sum(record.output_tokens for record in kept)
     fairness, service = measure_fairness(records, info.tenant_weights)
-    by_tenant: dict[str, list[RequestRecord]] = {name: [] for name in info.tenant_weights}
-    for record in records:
-        by_tenant[record.tenant].append(record)
     waits = ((longest_wait_s(record), record.index, record.tenant) for record in records)
     worst = max(waits, default=None)
     return Summary(
@@ -193,7 +190,8 @@ def summarize(info: RunInfo, records: Sequence[RequestRecord]) -> Summary:
         starvation=Starvation(wait_s=worst[0], index=worst[1], tenant=worst[2]) if worst else None,
         fairness=fairness,
         tenants={
-            name: _tenant(rows, info.tenant_weights[name], service[name]) for name, rows in by_tenant.items()
+            name: _tenant([record for record in records if record.tenant == name], weight, service[name])
+            for name, weight in info.tenant_weights.items()
         },
     )
 

@@ -166,13 +166,22 @@ def test_ctrl_c_writes_the_report_of_what_was_done(tmp_path: Path) -> None:
     assert (tmp_path / "x" / "report.html").exists()
 
 
+def test_chat_is_asked_in_text(tmp_path: Path) -> None:
+    with served(sends(answer(3))) as server:
+        assert run(server, tmp_path, "--arrivals", "closed:2", "--endpoint", "chat") == 0
+        assert server.headers[0].startswith("POST /v1/chat/completions ")
+        (message,) = server.bodies[0]["messages"]  # type: ignore[misc]
+    assert message["role"] == "user"
+    assert len(message["content"].split()) >= 128
+
+
 def test_ctrl_c_before_anything_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("loadgen.cli.read_rows", interrupt)
+    monkeypatch.setattr("loadgen.cli.read_schedule", interrupt)
     assert main(["run", "--trace", "synthetic:", "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "loadgen: interrupted\n"
 
@@ -185,6 +194,7 @@ def test_ctrl_c_before_anything_is_sent(
         (["--trace", "synthetic:", "--arrivals", "poisson:1", "--speedup", "2"], "--speedup is for"),
         (["--trace", "synthetic:", "--endpoint", "chat", "--prompts", "ids"], "cannot be sent to the chat"),
         (["--trace", "synthetic:", "--tenant-weights", "x=2"], "names x, which is no tenant"),
+        (["--trace", "synthetic:", "--tenant-by", "cookie"], "--tenant-by: a tenant is told by"),
         (["--trace", "synthetic:", "--url", "localhost"], "must begin with http://"),
         (["--trace", "synthetic:", "--rows", "5:5"], "holds no row"),
         (["--trace", "synthetic:", "--extra", "[1]"], "must be a JSON object"),
@@ -206,7 +216,7 @@ def test_options_that_only_the_rows_refute(tmp_path: Path, capsys: pytest.Captur
         assert server.bodies == []
     err = capsys.readouterr().err
     assert "this trace has no times" in err
-    assert "no rows to send" in err
+    assert "nothing to send" in err
 
 
 def test_compare_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from loadgen.arrivals import ClosedLoop, Constant, Poisson
-from loadgen.plan import BodyMaker, Endpoint, PlannedRequest, Shape, plan_requests
+from loadgen.plan import BodyMaker, Endpoint, PlannedRequest, RequestMaker, Shape, schedule
 from loadgen.prompts import PromptMaker, TokenIds
 from loadgen.tenants import Identity, parse_tenants
 from loadgen.traces import TraceRow
@@ -14,16 +14,9 @@ BODIES = BodyMaker("m", Endpoint.COMPLETIONS, temperature=0.0, ignore_eos=True)
 
 
 def plan(arrivals: Poisson | Constant | ClosedLoop, duration_s: float | None = None) -> list[PlannedRequest]:
-    return plan_requests(
-        ROWS,
-        arrivals,
-        parse_tenants("round-robin:2"),
-        Identity.parse("user", []),
-        PromptMaker(0, TokenIds()),
-        BODIES,
-        seed=2,
-        duration_s=duration_s,
-    )
+    maker = RequestMaker(PromptMaker(0, TokenIds()), BODIES, Identity.parse("user", []))
+    sendings = schedule(ROWS, arrivals, parse_tenants("round-robin:2"), 2, duration_s)
+    return [maker.make(sending) for sending in sendings]
 
 
 @pytest.mark.parametrize(

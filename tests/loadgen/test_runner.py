@@ -4,7 +4,7 @@ from loadgen.arrivals import ClosedLoop, Constant, Poisson
 from loadgen.monitor import Monitor
 from loadgen.plan import PlannedRequest
 from loadgen.results import Outcome, RequestRecord
-from loadgen.runner import RunClock, Runner
+from loadgen.runner import CpuTimes, RunClock, Runner
 from tests.loadgen.records import record
 
 
@@ -104,8 +104,8 @@ def test_health_names_every_sign_of_saturation() -> None:
         await runner.run(long_ago, Constant(1), None)
         for _ in range(3):
             monitor.on_sent("t")
-        rested = runner_of(client).health(0.1, None).saturated
-        return runner.health(0.99, max_connections=2).saturated, rested
+        rested = runner_of(client).health(CpuTimes(1.0, 0.0, 10.0), None).saturated
+        return runner.health(CpuTimes(9.9, 5.0, 10.0), max_connections=2).saturated, rested
 
     saturated, rested = asyncio.run(main())
     assert rested == []
@@ -113,3 +113,11 @@ def test_health_names_every_sign_of_saturation() -> None:
     assert "was sent 5000 ms late" in saturated[0]
     assert any("busy 99%" in sign for sign in saturated)
     assert any("its 2 connections" in sign for sign in saturated)
+    assert any("others kept it from a core 50%" in sign for sign in saturated)
+
+
+def test_cpu_times_are_differences() -> None:
+    spent = CpuTimes(3.0, 2.0, 14.0).since(CpuTimes(1.0, 1.5, 10.0))
+    assert (spent.busy_fraction, spent.wait_fraction) == (0.5, 0.125)
+    assert CpuTimes(3.0, None, 14.0).since(CpuTimes(1.0, 1.5, 10.0)).wait_fraction is None
+    assert CpuTimes.now().since(CpuTimes.now()).busy_s <= 0
