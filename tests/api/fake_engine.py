@@ -168,6 +168,16 @@ class FakeEngine:
         for stream in self.streams:
             stream.send(Tokens(deltas=deltas))
 
+    def fail_all(self, reason: str) -> None:
+        """End every prompt with an error."""
+        deltas = [
+            TokenDelta(prompt_id=key, start=running.position, finish=FinishReason.ERROR, error=reason)
+            for key, running in self.running.items()
+        ]
+        self.running.clear()
+        for stream in self.streams:
+            stream.send(Tokens(deltas=deltas))
+
     def _advance(self, running: Running) -> TokenDelta:
         sampling = running.spec.sampling
         start = running.position

@@ -8,7 +8,7 @@ import pytest
 from api.schemas import MAX_STOPS
 from engine.config import ByteSize, ServerConfig
 from engine.messages import Rejected
-from tests.api.harness import Answer, parse_answer, run, running_api
+from tests.api.harness import Answer, parse_answer, run, running_api, until
 
 
 def check_error(answer: Answer, status: int, param: str | None) -> str:
@@ -211,9 +211,7 @@ def test_a_chunked_body_over_the_limit_is_refused_before_its_end() -> None:
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 413 ")
             writer.close()
-            async with asyncio.timeout(5):
-                while api.server.num_connections:
-                    await asyncio.sleep(0.01)
+            await until(lambda: not api.server.num_connections)
 
     run(test())
 

@@ -139,7 +139,7 @@ def test_a_reader_that_does_not_read_is_cut_off_and_holds_nobody(
     async def test() -> None:
         async with running_api(cards=[big], script=lambda spec: [120] * 10**6, per_step=20_000) as api:
             body = {"model": "fake", "prompt": "x", "max_tokens": 10**6, "stream": True, "logprobs": 1}
-            reader, writer = await api.send("POST", "/v1/completions", body)
+            _, writer = await api.send("POST", "/v1/completions", body)
             writer.transport.pause_reading()  # type: ignore[attr-defined]
             with caplog.at_level(logging.WARNING):
                 await until(lambda: api.engine.aborted, 20)

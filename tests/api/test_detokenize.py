@@ -1,6 +1,7 @@
 """Text from tokens equals what the tokenizer itself decodes, however the tokens arrive."""
 
 from functools import cache
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -66,7 +67,7 @@ def vocabulary_of(name: str) -> tuple[Tokenizer, Vocabulary]:
 def in_pieces(vocabulary: Vocabulary, ids: list[int], cuts: list[int]) -> list[str]:
     detokenizer = Detokenizer(vocabulary, at_start=True)
     bounds = [0, *sorted(cut % (len(ids) + 1) for cut in cuts), len(ids)]
-    pieces = [detokenizer.feed(ids[start:end]) for start, end in zip(bounds, bounds[1:], strict=False)]
+    pieces = [detokenizer.feed(ids[start:end]) for start, end in pairwise(bounds)]
     return [*pieces, detokenizer.flush()]
 
 
@@ -79,7 +80,7 @@ def test_byte_level_equals_the_tokenizers_decoding_of_any_ids(ids: list[int], cu
 @pytest.mark.parametrize("name", ["strips", "keeps"])
 @given(
     parts=st.lists(
-        st.one_of(st.sampled_from(["\u2581", "\u2581the", "ld", "<s>", ","]), st.text(max_size=2)),
+        st.one_of(st.sampled_from(["\u2581", "\u2581the", "ld", "<s>"]), st.text(max_size=2)),
         max_size=12,
     ),
     cuts=st.lists(st.integers(0, 99), max_size=6),

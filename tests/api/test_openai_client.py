@@ -1,0 +1,171 @@
+"""The official client's calls, as a program would make them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from engine.messages import Rejected
+from tests.api.fake_engine import say
+from tests.api.harness import Api, run, running_api
+
+MESSAGES = [{"role": "user", "content": "Say it"}]
+
+
+def client_of(api: Api, **options: object) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=f"http://127.0.0.1:{api.port}/v1", api_key="none", **options)  # type: ignore[arg-type]
+
+
+def with_client(test: Callable[[Api, AsyncOpenAI], Awaitable[None]], **engine: object) -> None:
+    async def body() -> None:
+        async with running_api(**engine) as api:
+            async with client_of(api, max_retries=0) as client:
+                await test(api, client)
+            api.check_clean()
+
+    run(body())
+
+
+def test_models() -> None:
+    async def test(api: Api, client: AsyncOpenAI) -> None:
+        assert [model.id async for model in client.models.list()] == ["fake"]
+        assert (await client.models.retrieve("fake")).id == "fake"
+
+    with_client(test)
+
+
+def test_chat() -> None:
+    async def test(api: Api, client: AsyncOpenAI) -> None:
+        answer = await client.chat.completions.create(model="fake", messages=MESSAGES)
+        assert answer.choices[0].message.content == "hello world"
+        assert answer.choices[0].message.role == "assistant"
+        assert answer.choices[0].finish_reason == "stop"
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == len("hello world") + 1
+        (spec,) = api.engine.submits[0].prompts
+        assert bytes(spec.input_ids[1:]).decode() == "User: Say it\nAssistant:"
+        assert spec.sampling.max_tokens == 1000 - len(spec.input_ids)
+
+    with_client(test)
+
+
+def test_chat_stream_with_usage() -> None:
+    async def test(api: Api, client: AsyncOpenAI) -> None:
+        stream = await client.chat.completions.create(
+            model="fake", messages=MESSAGES, stream=True, stream_options={"include_usage": True}, n=2
+        )
+        chunks = [chunk async for chunk in stream]
+        assert chunks[0].choices[0].delta.role == "assistant"
+        for index in range(2):
+            deltas = [c.choices[0].delta.content for c in chunks if c.choices and c.choices[0].index == index]
+            assert "".join(delta or "" for delta in deltas) == "hello world"
+        usage = chunks[-1].usage
+        assert usage is not None
+        assert usage.completion_tokens == 24
+        assert usage.prompt_tokens == len("User: Say it\nAssistant:") + 1
+        assert all(chunk.usage is None for chunk in chunks[:-1])
+        first, second = api.engine.submits[0].prompts
+        assert second.sampling.seed == (first.sampling.seed + 1) % 2**63
+
+    with_client(test)
+
+
+def test_chat_logprobs() -> None:
+    async def test(api: Api, client: AsyncOpenAI) -> None:
+        answer = await client.chat.completions.create(
+            model="fake", messages=MESSAGES, logprobs=True, top_logprobs=2, max_completion_tokens=3
+        )
+        logprobs = answer.choices[0].logprobs
+        assert logprobs is not None
+        assert logprobs.content is not None
+        assert [entry.token for entry in logprobs.content] == ["h", "e", "l"]
+        assert [entry.bytes for entry in logprobs.content] == [[104], [101], [108]]
+        assert [top.token for top in logprobs.content[0].top_logprobs] == ["h", "i"]
+
+    with_client(test)
+
+
+def test_completion_echo_with_logprobs() -> None:
+    async def test(api: Api, client: AsyncOpenAI) -> None:
+        answer = await client.completions.create(model="fake", prompt="ab", echo=True, logprobs=1, max_tokens=2)
+        choice = answer.choices[0]
+        assert choice.text == "abhe"
+        assert choice.logprobs is not None
+        assert choice.logprobs.tokens == ["<bos>", "a", "b", "h", "e"]
+        assert choice.logprobs.token_logprobs == [None, -0.5, -0.5, -0.5, -0.5]
+        assert choice.logprobs.text_offset == [0, 0, 1, 2, 3]
+
+    with_client(test)
+
+
+def test_several_prompts_and_choices() -> None:
+    async def test(api: Api, client: AsyncOpenAI) -> None:
+        answer = await client.completions.create(model="fake", prompt=["abc", "de"], n=2, max_tokens=4)
+        assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+        assert [choice.text for choice in answer.choices] == ["ABC\0", "ABC\0", "DE\0\0", "DE\0\0"]
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens == 7
+        assert answer.usage.completion_tokens == 16
+
+    def shout(spec: object) -> list[int]:
+        ids = spec.input_ids[1:]  # type: ignore[attr-defined]
+        return [*bytes(ids).decode().upper().encode(), 0, 0, 0]
+
+    with_client(test, script=shout)
+
+
+def test_json_schema_becomes_a_grammar() -> None:
+    async def test(api: Api, client: AsyncOpenAI) -> None:
+        schema = {"name": "answer", "schema": {"type": "object"}, "strict": True}
+        await client.chat.completions.create(
+            model="fake", messages=MESSAGES, response_format={"type": "json_schema", "json_schema": schema}
+        )
+        grammar = api.engine.submits[0].prompts[0].sampling.grammar
+        assert grammar is not None
+        assert grammar.kind == "json_schema"
+        assert grammar.source == '{"type":"object"}'
+
+    with_client(test)
+
+
+def test_errors_are_the_clients_own() -> None:
+    async def test(api: Api, client: AsyncOpenAI) -> None:
+        with pytest.raises(openai.NotFoundError) as not_found:
+            await client.completions.create(model="other", prompt="x")
+        assert not_found.value.code == "model_not_found"
+        with pytest.raises(openai.BadRequestError) as bad:
+            await client.completions.create(model="fake", prompt="x", temperature=9)
+        assert bad.value.param == "temperature"
+        api.engine.reject = Rejected(request_id="", code="queue_full", message="full")
+        with pytest.raises(openai.RateLimitError):
+            await client.completions.create(model="fake", prompt="x")
+
+    with_client(test)
+
+
+def test_its_retries_get_through() -> None:
+    async def test() -> None:
+        reject = Rejected(request_id="", code="queue_full", message="full", retry_after_s=1.0)
+        async with running_api(reject=reject) as api, client_of(api, max_retries=3) as client:
+            asking = asyncio.create_task(client.completions.create(model="fake", prompt="x"))
+            while not api.engine.submits:
+                await asyncio.sleep(0.01)
+            api.engine.reject = None
+            assert (await asking).choices[0].text == "hello world"
+
+    run(test())
+
+
+def test_an_error_in_a_stream_is_raised() -> None:
+    async def test(api: Api, client: AsyncOpenAI) -> None:
+        stream = await client.completions.create(model="fake", prompt="x", stream=True, max_tokens=99)
+        chunks = aiter(stream)
+        await anext(chunks)
+        api.engine.fail_all("the device is gone")
+        with pytest.raises(openai.APIError, match="the device is gone"):
+            async for _ in chunks:
+                pass
+
+    with_client(test, script=say("x" * 50), step_s=0.01)
