@@ -16,9 +16,7 @@ _COPY_BYTES = 2**28
 _READ_SHARE = 0.92  # of the copy rate that paged attention reaches
 
 
-def measure_cost(
-    executor: Executor, layout: PageLayout, limits: StepLimits, pool: torch.Tensor
-) -> CostModel:
+def measure_cost(executor: Executor, layout: PageLayout, limits: StepLimits, pool: torch.Tensor) -> CostModel:
     """Time steps of rows whose page tables name page 0 only; reading context is charged by the rate at which
     the device copies, because such rows would find theirs in the cache."""
     greedy = Sampling(max_tokens=1, temperature=0.0)

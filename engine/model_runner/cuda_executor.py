@@ -7,6 +7,7 @@ launched before the tokens of the last one reach the host: rows go on from what 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
@@ -18,11 +19,13 @@ from engine.model_runner.choosing import choose_tokens, is_edited, to_messages
 from engine.model_runner.cuda_cost import measure_cost
 from engine.model_runner.device_clock import MakeMark, Mark, between_ns, cuda_mark
 from engine.model_runner.device_step import DeviceStep, StepOptions
-from engine.model_runner.grammar import Grammars
 from engine.model_runner.graphs import GraphSet, batch_sizes, padded_size
 from engine.model_runner.prompt_logprobs import PromptLogprobs, wants_prompt_logprobs
 from engine.model_runner.sampler import Logprobs, logprobs_of
 from engine.model_runner.step_plan import is_decode, known_tokens, plan_step
+
+if TYPE_CHECKING:
+    from engine.model_runner.grammar import Grammars  # its parser is loaded only where grammars are served
 
 OnProgress = Callable[[str, float | None], None]
 
@@ -42,7 +45,7 @@ class LaunchedStep:
     start: Mark
     end: Mark
     previous_end: Mark | None
-    logprobs: list[tuple[list[int], Logprobs]] = field(default_factory=list)
+    logprobs: Sequence[tuple[list[int], Logprobs]] = ()
     prompt_logprobs: dict[int, list[TokenLogprobs | None]] = field(default_factory=dict)
 
     def done(self) -> bool:
@@ -58,7 +61,7 @@ class LaunchedStep:
         tokens: list[int | None] = [None] * self.num_rows
         for i, token in zip(self.sampled, self.tokens.tolist(), strict=True):
             tokens[i] = token
-        logprobs = {}
+        logprobs: dict[int, TokenLogprobs] = {}
         for rows, columns in self.logprobs:
             logprobs.update(zip(rows, to_messages(columns), strict=True))
         idle_ns = 0 if self.previous_end is None else between_ns(self.previous_end, self.start)
@@ -85,7 +88,7 @@ class CudaExecutor:
         options: StepOptions,
         *,
         stream: torch.cuda.Stream | None,
-        grammars: Grammars | None = None,
+        grammars: "Grammars | None" = None,
         make_mark: MakeMark = cuda_mark,
     ) -> None:
         self.stream = stream
@@ -233,7 +236,7 @@ def _replay_or_run(graphs: GraphSet | None, compute: Callable[[int], None], size
 def _send_logprobs(
     rows: Sequence[StepRow], sampled: Sequence[int], logits: torch.Tensor, tokens: torch.Tensor
 ) -> list[tuple[list[int], Logprobs]]:
-    """Log-probabilities of the rows that ask for them, on their way to the host, by number of alternatives."""
+    """Log-probabilities of the rows that ask, on their way to the host, by number of alternatives."""
     members: dict[int, list[int]] = {}
     for place, i in enumerate(sampled):
         num_top = rows[i].row.sampling.logprobs

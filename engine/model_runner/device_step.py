@@ -112,7 +112,7 @@ class DeviceStep:
         self.state.last_tokens.index_copy_(0, slots, tokens)
 
     def trace(self) -> None:
-        """Compile (if so configured) for any number of tokens, with a step that touches only the scrap page."""
+        """Compile, if so configured, for any number of tokens; the step touches only the scrap page."""
         num_tokens = min(_TRACED_TOKENS, self.limits.tokens)
         padding = self.state.padding_slot
         plan = StepPlan(

@@ -5,10 +5,14 @@ A replay costs the host one call. Between two sizes a batch is padded with rows 
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from engine.model_runner.step_plan import MIN_TOKENS
+
+MemoryPool = Any
+"""What `torch.cuda.graph_pool_handle` gives; its type is not public."""
 
 
 def batch_sizes(max_batch: int) -> tuple[int, ...]:
@@ -29,9 +33,7 @@ class GraphSet:
     Sets that share `memory` must never run at the same time: what a graph allocates inside, others reuse.
     """
 
-    def __init__(
-        self, compute: Callable[[int], None], stream: torch.cuda.Stream, memory: tuple[int, int]
-    ) -> None:
+    def __init__(self, compute: Callable[[int], None], stream: torch.cuda.Stream, memory: MemoryPool) -> None:
         self._compute = compute
         self._stream = stream
         self._memory = memory

@@ -94,7 +94,8 @@ class SlotState:
         """How `rows` sample; `slots` and `positions` (of the tokens to come) [n] are on the device, and may
         be padded past the rows."""
         # Which of the two ways a row takes depends on the row alone: rounding must not depend on neighbours.
-        short, long = [], []
+        short: list[int] = []
+        long: list[int] = []
         for i, step in enumerate(rows):
             if is_truncated(step.row.sampling):
                 (short if 0 < step.row.sampling.top_k <= MAX_SHORT_TOP_K else long).append(i)

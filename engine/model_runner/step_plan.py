@@ -24,8 +24,8 @@ class StepPlan:
     """A mixed step. `order[i]` is the index in the step's rows of row i of the flattened batch.
 
     slots [num_decoding]; positions [n]; ids [n], 0 where a row goes on with the token it sampled last;
-    chunks: (first token in the batch, count, start, slot) of the rows after the decoding ones; keep [k]: tokens
-    whose logits are wanted, those of `sampled` (indices in the step's rows) first.
+    chunks: (first token in the batch, count, start, slot) of the rows after the decoding ones; keep [k]:
+    tokens whose logits are wanted, those of `sampled` (indices in the step's rows) first.
     """
 
     order: tuple[int, ...]
@@ -40,8 +40,8 @@ class StepPlan:
 
 
 def is_decode(rows: Sequence[StepRow]) -> bool:
-    """Whether all rows compute one token: such steps are replayed from a graph."""
-    return all(step.count == 1 for step in rows)
+    """Whether all rows compute one token and sample the next: such steps are replayed from a graph."""
+    return all(step.count == 1 and step.sample for step in rows)
 
 
 def plan_step(rows: Sequence[StepRow], judged: Sequence[int], padding_slot: int) -> StepPlan:

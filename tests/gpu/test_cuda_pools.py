@@ -39,7 +39,6 @@ class Rig:
 
     attached: Attached
     owner: torch.Tensor
-    descriptors: list[int]
 
     def move(
         self, move_id: int, src: int, dst: int, src_pages: Sequence[int], dst_pages: Sequence[int]
@@ -68,7 +67,7 @@ def rig() -> Iterator[Rig]:
         spec(HOST, "host", "host", region=len(owner.exported)),
     ]
     attached = open_device("cuda:0", threads=None).attach(Attach(local=LOCAL, pools=specs), descriptors)
-    yield Rig(attached, owner.local, descriptors)
+    yield Rig(attached, owner.local)
     attached.transfers.close()
     owner.transfers.close()
     for descriptor in descriptors:

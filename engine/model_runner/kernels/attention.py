@@ -11,7 +11,13 @@ from dataclasses import dataclass
 import torch
 
 from engine.memory.page import PageLayout
-from engine.model_runner.kernels.decode import WORK_FIELDS, DecodeScratch, SplitPolicy, decode_attention, plan_decode
+from engine.model_runner.kernels.decode import (
+    WORK_FIELDS,
+    DecodeScratch,
+    SplitPolicy,
+    decode_attention,
+    plan_decode,
+)
 from engine.model_runner.kernels.prefill import TILE_FIELDS, prefill_attention
 from engine.model_runner.step_plan import MIN_TOKENS
 
@@ -20,8 +26,8 @@ NO_WINDOW = 2**30  # a window above all lengths
 _library = torch.library.Library("fairslice", "FRAGMENT")
 _library.define(
     "paged_attention(Tensor query, Tensor key, Tensor value, Tensor(a!) pool, Tensor tables, Tensor slots, "
-    "Tensor positions, Tensor work, Tensor tiles, Tensor counts, Tensor partial, Tensor stats, Tensor arrived, "
-    "Tensor? sinks, int group, int plane, int? window, bool fixed, float scale, float? softcap) -> Tensor"
+    "Tensor positions, Tensor work, Tensor tiles, Tensor counts, Tensor partial, Tensor stats, "
+    "Tensor arrived, Tensor? sinks, int group, int plane, int? window, bool fixed, float scale, float? softcap) -> Tensor"
 )
 
 

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-decorators, allow-untyped-defs, allow-untyped-calls
+# mypy: allow-untyped-decorators, allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 """Paged attention for decoding: one new token a row, its K and V stored on the way.
 
 Two kernels. `plan_decode` runs once a step and cuts the contexts of a batch into work items of about equal
@@ -7,7 +7,7 @@ layer: a program takes one item for one KV head, with the query heads that share
 row cut into several items is put together by whichever of its programs ends last (counted by an atomic), so
 there is no second launch.
 
-Tensors: the pool is `[pages, planes, 2, page_tokens, kv_heads, head_dim]`; a row's page table is `tables[slot]`.
+The pool is `[pages, planes, 2, page_tokens, kv_heads, head_dim]`; a row's page table is `tables[slot]`.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ import triton.language as tl
 WORK_FIELDS = 8  # int32 of one work item: row, first key, end key, first item of the row, items of the row
 BLOCK_KEYS = 64
 _PROGRAMS_WANTED = 512  # four an SM on an H100: enough for full bandwidth (measured), few enough to merge
+_MERGED_NUMBERS = 8192  # of partial results that a program holds at once: 64 registers a thread
 _MAX_FIXED_SPLITS = 16  # most items of a row when splitting must not depend on the batch
 
 
@@ -34,7 +35,8 @@ class SplitPolicy:
         """Most items of one row; a power of two."""
         if self.fixed:
             return _MAX_FIXED_SPLITS
-        return min(128, max(16, triton.next_power_of_2(_PROGRAMS_WANTED // self.kv_heads)))
+        wanted: int = triton.next_power_of_2(_PROGRAMS_WANTED // self.kv_heads)
+        return min(128, max(16, wanted))
 
     def max_items(self, rows: int) -> int:
         """Bound on the items of a batch; the grid of `decode_attention`."""
@@ -136,6 +138,7 @@ def _decode_kernel(
     PAGE_TOKENS: tl.constexpr,
     BLOCK: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
+    MERGED_AT_ONCE: tl.constexpr,
     FIELDS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     SINKS: tl.constexpr,
@@ -191,10 +194,9 @@ def _decode_kernel(
         page = tl.load(table + key // PAGE_TOKENS, mask=key_ok, other=0).to(tl.int64)
         token = page * pool_page + (key % PAGE_TOKENS) * token_elements
         tile = pages + token[:, None] + d[None, :]
-        if HEAD_DIM == DIM_TILE:
-            load_ok = key_ok[:, None]
-        else:
-            load_ok = key_ok[:, None] & dim_ok[None, :]
+        load_ok = key_ok[:, None]
+        if HEAD_DIM != DIM_TILE:
+            load_ok = load_ok & dim_ok[None, :]
         k = tl.load(tile, mask=load_ok, other=0.0)
         dots = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scores = tl.where(key_ok[None, :], _scores(dots, scale, softcap, SOFTCAP), -1.0e30)
@@ -223,27 +225,32 @@ def _decode_kernel(
     if tl.atomic_add(counter, 1, sem="acq_rel") == splits - 1:
         tl.store(counter, 0)
         part = tl.arange(0, MAX_SPLITS)
-        part_ok = part < splits
         for h in range(GROUP):
-            place_h = ((first_item + part) * KV_HEADS + kv_head) * GROUP + h
-            tops = tl.load(stats_ptr + place_h * 2, mask=part_ok, other=-1.0e30, cache_modifier=".cg")
-            totals = tl.load(stats_ptr + place_h * 2 + 1, mask=part_ok, other=0.0, cache_modifier=".cg")
-            accs = tl.load(
-                partial_ptr + place_h[:, None] * DIM_TILE + d[None, :],
-                mask=part_ok[:, None],
-                other=0.0,
-                cache_modifier=".cg",
-            )
+            stats = stats_ptr + (((first_item + part) * KV_HEADS + kv_head) * GROUP + h) * 2
+            tops = tl.load(stats, mask=part < splits, other=-1.0e30, cache_modifier=".cg")
+            totals = tl.load(stats + 1, mask=part < splits, other=0.0, cache_modifier=".cg")
             peak = tl.max(tops, axis=0)
-            share = tl.exp2(tops - peak)
-            denominator = tl.sum(totals * share, axis=0)
+            denominator = tl.sum(totals * tl.exp2(tops - peak), axis=0)
             query_head = kv_head * GROUP + h
             if SINKS:
                 sink = tl.load(sinks_ptr + query_head).to(tl.float32) * 1.4426950408889634
                 denominator += tl.exp2(sink - peak)
-            merged = tl.sum(accs * share[:, None], axis=0) / denominator
+            merged = tl.zeros([DIM_TILE], tl.float32)
+            for base in range(0, splits, MERGED_AT_ONCE):
+                some = base + tl.arange(0, MERGED_AT_ONCE)
+                index = ((first_item + some) * KV_HEADS + kv_head) * GROUP + h
+                some_tops = tl.load(
+                    stats_ptr + index * 2, mask=some < splits, other=-1.0e30, cache_modifier=".cg"
+                )
+                accs = tl.load(
+                    partial_ptr + index[:, None] * DIM_TILE + d[None, :],
+                    mask=(some < splits)[:, None],
+                    other=0.0,
+                    cache_modifier=".cg",
+                )
+                merged += tl.sum(accs * tl.exp2(some_tops - peak)[:, None], axis=0)
             target = out_ptr + (row * KV_HEADS * GROUP + query_head).to(tl.int64) * HEAD_DIM + d
-            tl.store(target, merged.to(out_ptr.dtype.element_ty), mask=dim_ok)
+            tl.store(target, (merged / denominator).to(out_ptr.dtype.element_ty), mask=dim_ok)
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +332,7 @@ def decode_attention(
     _, heads, head_dim = query.shape
     _, _, _, page_tokens, kv_heads, _ = pool.shape
     group = heads // kv_heads
+    dim_tile = max(16, triton.next_power_of_2(head_dim))
     _decode_kernel[(work.shape[0], kv_heads)](
         out,
         query,
@@ -354,14 +362,15 @@ def decode_attention(
         GROUP=group,
         GROUP_TILE=max(16, triton.next_power_of_2(group)),
         HEAD_DIM=head_dim,
-        DIM_TILE=max(16, triton.next_power_of_2(head_dim)),
+        DIM_TILE=dim_tile,
         PAGE_TOKENS=page_tokens,
         BLOCK=block,
         MAX_SPLITS=policy.max_splits,
+        MERGED_AT_ONCE=min(policy.max_splits, _MERGED_NUMBERS // dim_tile),
         FIELDS=WORK_FIELDS,
         SOFTCAP=softcap is not None,
         SINKS=sinks is not None,
-        PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
+        PRECISION="tf32x3" if query.dtype == torch.float32 else "tf32",
         num_warps=warps,
         num_stages=stages,
     )

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-decorators, allow-untyped-defs, allow-untyped-calls
+# mypy: allow-untyped-decorators, allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 """Copy pages between pools with a small kernel: few programs of many warps.
 
 A kernel that fills the GPU moves pages hardly faster and slows the compute beside it by up to 2.7 times; with

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-decorators, allow-untyped-defs, allow-untyped-calls
+# mypy: allow-untyped-decorators, allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 """Causal attention for prefill chunks over a paged prefix, tensor cores throughout.
 
 A chunk is `count` new tokens of a row whose context already holds `start`. A program takes a tile of the
@@ -20,13 +20,14 @@ _TILE_ROWS = 128
 
 def tile_tokens(group: int) -> int:
     """Queries of one tile when `group` query heads share a KV head."""
-    return _TILE_ROWS // min(_TILE_ROWS, triton.next_power_of_2(group))
+    group_tile: int = triton.next_power_of_2(group)
+    return _TILE_ROWS // min(_TILE_ROWS, group_tile)
 
 
 def tiles_of(chunks: Sequence[tuple[int, int, int, int]], tokens: int) -> list[tuple[int, ...]]:
     """Cut chunks (first token in the batch, count, start, slot) into tiles, the longest contexts first, so
     that the last programs to start are short."""
-    tiles = [
+    tiles: list[tuple[int, ...]] = [
         (first, offset, count, start, slot, 0, 0, 0)
         for first, count, start, slot in chunks
         for offset in range(0, count, tokens)
@@ -37,7 +38,18 @@ def tiles_of(chunks: Sequence[tuple[int, int, int, int]], tokens: int) -> list[t
 
 @triton.jit
 def _softmax_step(
-    q, k, v, acc, total, top, seen, scale, softcap, MASKED: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr
+    q,
+    k,
+    v,
+    acc,
+    total,
+    top,
+    seen,
+    scale,
+    softcap,
+    MASKED: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """One block of keys folded into the running softmax; `seen` says which scores count, if `MASKED`."""
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
@@ -119,7 +131,9 @@ def _prefill_kernel(
     place = pages + (own_page * pool_page + (position % PAGE_TOKENS) * token_elements)[:, None] + d[None, :]
     store_ok = own_ok[:, None] & dim_ok[None, :]
     tl.store(place, tl.load(fresh_k + own[:, None] * k_row + d[None, :], mask=store_ok), mask=store_ok)
-    tl.store(place + v_offset, tl.load(fresh_v + own[:, None] * v_row + d[None, :], mask=store_ok), mask=store_ok)
+    tl.store(
+        place + v_offset, tl.load(fresh_v + own[:, None] * v_row + d[None, :], mask=store_ok), mask=store_ok
+    )
 
     m = tl.arange(0, TOKENS * GROUP_TILE)
     query = offset + m // GROUP_TILE  # index in the chunk
@@ -142,10 +156,9 @@ def _prefill_kernel(
         key_ok = key < start
         page = tl.load(table + key // PAGE_TOKENS, mask=key_ok, other=0).to(tl.int64)
         block = pages + (page * pool_page + (key % PAGE_TOKENS) * token_elements)[:, None] + d[None, :]
-        if HEAD_DIM == DIM_TILE:
-            load_ok = key_ok[:, None]
-        else:
-            load_ok = key_ok[:, None] & dim_ok[None, :]
+        load_ok = key_ok[:, None]
+        if HEAD_DIM != DIM_TILE:
+            load_ok = load_ok & dim_ok[None, :]
         k = tl.load(block, mask=load_ok, other=0.0)
         v = tl.load(block + v_offset, mask=load_ok, other=0.0)
         if WINDOWED:
@@ -178,10 +191,9 @@ def _prefill_kernel(
     end = tl.minimum(offset + TOKENS, count)
     for base in range(whole_end, end, BLOCK):
         key = base + key_index
-        if HEAD_DIM == DIM_TILE:
-            load_ok = (key < end)[:, None]
-        else:
-            load_ok = (key < end)[:, None] & dim_ok[None, :]
+        load_ok = (key < end)[:, None]
+        if HEAD_DIM != DIM_TILE:
+            load_ok = load_ok & dim_ok[None, :]
         k = tl.load(k_block + base * k_row, mask=load_ok, other=0.0)
         v = tl.load(v_block + base * v_row, mask=load_ok, other=0.0)
         if WINDOWED:
@@ -260,7 +272,7 @@ def prefill_attention(
         WINDOWED=window is not None,
         SOFTCAP=softcap is not None,
         SINKS=sinks is not None,
-        PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
+        PRECISION="tf32x3" if query.dtype == torch.float32 else "tf32",
         num_warps=warps or 8,
         num_stages=2 if wide else stages,
     )

@@ -1,0 +1,102 @@
+"""Prefill of a dummy Llama-3.1-8B on one GPU, through the executor as a runner drives it.
+
+    python -m bench.prefill
+
+Prompts are packed into steps of a number of tokens; the figure is prompt tokens per second of wall time, two
+steps in flight.
+"""
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from bench.gpu import Rig, attempt, compiled_rig, gpu_kind, machine
+from engine.model_runner.batch import StepRow
+from engine.model_runner.cuda_executor import LaunchedStep, StepOptions
+
+MAX_STEP_TOKENS = 8192
+NUM_TOKENS = 131_072  # of a measurement
+VLLM_TOKENS_PER_S = {"H100": {1024: 43_750, 4096: 41_100}, "H200": {1024: 43_550, 4096: 40_450}}
+CASES = ((1024, 1024), (1024, 2048), (1024, 4096), (1024, 8192), (4096, 2048), (4096, 4096), (4096, 8192))
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    prompt_tokens: int
+    step_tokens: int
+    tokens_per_s: float
+    device_tokens_per_s: float
+    launch_ms: float
+
+
+def measure(rig: Rig, prompt_tokens: int, step_tokens: int) -> Measured:
+    """Prompts of one length in steps of `step_tokens`: several prompts a step, or several steps a prompt."""
+    num_prompts = NUM_TOKENS // prompt_tokens
+    rows = rig.rows(min(num_prompts, 32), prompt_tokens)
+    steps = []
+    per_step = max(1, step_tokens // prompt_tokens)
+    chunk = min(prompt_tokens, step_tokens)
+    for first in range(0, num_prompts, per_step):
+        for start in range(0, prompt_tokens, chunk):
+            ids = [(start + 17 * i) % rig.vocab_size for i in range(chunk)]
+            steps.append(
+                [
+                    StepRow(rows[i % len(rows)], start, chunk, ids, sample=start + chunk == prompt_tokens)
+                    for i in range(first, first + per_step)
+                ]
+            )
+    pending: deque[LaunchedStep] = deque()
+    device_ns = 0
+    launch_s = []
+    warmup = max(2, len(steps) // 8)
+    begun = 0.0
+    for i, step in enumerate([*steps[:warmup], *steps]):
+        if i == warmup:
+            while pending:
+                pending.popleft().result()
+            begun, device_ns = time.perf_counter(), 0
+        start_s = time.perf_counter()
+        pending.append(rig.executor.launch(step))
+        launch_s.append(time.perf_counter() - start_s)
+        if len(pending) == rig.executor.depth:
+            device_ns += pending.popleft().result().step_ns
+    while pending:
+        device_ns += pending.popleft().result().step_ns
+    wall_s = time.perf_counter() - begun
+    launch_s.sort()
+    return Measured(
+        prompt_tokens,
+        step_tokens,
+        NUM_TOKENS / wall_s,
+        NUM_TOKENS / device_ns * 1e9,
+        launch_s[len(launch_s) // 2] * 1e3,
+    )
+
+
+def run(rig: Rig) -> None:
+    """Measure all cases and print them."""
+    measured: list[Measured] = []
+    for prompt_tokens, step_tokens in CASES:
+        attempt(
+            f"prefill {prompt_tokens} in steps of {step_tokens}",
+            lambda p=prompt_tokens, s=step_tokens: measured.append(measure(rig, p, s)),
+        )
+    theirs = VLLM_TOKENS_PER_S.get(gpu_kind() or "", {})
+    print(f"\n{machine()}")
+    print("prompt  step tokens | tokens/s  by device time  launch ms |  vLLM  ratio")
+    for row in measured:
+        vllm = theirs.get(row.prompt_tokens)
+        beside = "" if vllm is None else f"{vllm:6d}  {row.tokens_per_s / vllm:5.3f}"
+        print(
+            f"{row.prompt_tokens:6d}  {row.step_tokens:11d} | {row.tokens_per_s:8.0f}  "
+            f"{row.device_tokens_per_s:14.0f}  {row.launch_ms:9.2f} | {beside}"
+        )
+
+
+def main() -> None:
+    options = StepOptions(max_batch=32, max_step_tokens=MAX_STEP_TOKENS, max_model_len=8192)
+    run(compiled_rig(options, 1 + 32 * 256))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The CUDA executor without CUDA: kernels in Triton's interpreter, nothing captured, marks from the host.
+
+Run with TRITON_INTERPRET=1, with triton installed and numpy < 2.4.
+"""
+
+import os
+import time
+
+import pytest
+
+pytest.importorskip("triton")
+
+from transformers import PreTrainedModel
+
+from engine.messages import Sampling
+from engine.model_runner.batch import Row, StepRow
+from engine.model_runner.cuda_executor import CudaExecutor, StepOptions
+from engine.model_runner.device_clock import Mark
+from tests.engine.model_runner.tiny import (
+    VOCAB,
+    Scheduler,
+    generated,
+    paged,
+    tiny_config,
+    tiny_model,
+)
+
+pytestmark = [
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in Triton's interpreter only"),
+    pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
+]
+
+
+class HostMark:
+    """A mark of a device that has always done everything."""
+
+    def __init__(self) -> None:
+        self.at_s = time.perf_counter()
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end_event: Mark) -> float:
+        assert isinstance(end_event, HostMark)
+        return (end_event.at_s - self.at_s) * 1e3
+
+
+class InterpretedScheduler(Scheduler):
+    def __init__(self, model: PreTrainedModel, *, chunk: int | None, seed: int = 0) -> None:
+        super().__init__(model, num_pages=200, chunk=chunk, seed=seed)
+        options = StepOptions(max_batch=5, max_step_tokens=64, max_model_len=256, compile=False)
+        self.executor = CudaExecutor(model, self.layout, self.pool, options, stream=None, make_mark=HostMark)
+        self.executor.prepare(lambda stage, fraction: None)
+
+
+PROMPTS = [[(7 * i * i + 3 * length) % VOCAB for i in range(1, length + 1)] for length in (1, 3, 17, 30)]
+VARIED = [
+    Sampling(max_tokens=6, temperature=0.9, seed=11, logprobs=2),
+    Sampling(max_tokens=6, temperature=0.0, repetition_penalty=1.4, logit_bias={3: 4.0}),
+    Sampling(max_tokens=6, temperature=1.1, seed=5, top_k=20, top_p=0.8, min_p=0.01),
+    Sampling(max_tokens=6, temperature=1.0, seed=9, top_p=0.7, prompt_logprobs=1),
+]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2-window", "gemma3", "opt"])
+def test_greedy_equals_generate_in_mixed_batches(family: str) -> None:
+    model = tiny_model(tiny_config(family))
+    expected = [generated(model, prompt, 6) for prompt in PROMPTS]
+    paged(model)
+    scheduler = InterpretedScheduler(model, chunk=9)
+    contexts = scheduler.run(PROMPTS, [Sampling(max_tokens=6, temperature=0.0)] * len(PROMPTS))
+    assert [context.output for context in contexts] == expected
+
+
+def test_samples_what_the_cpu_samples() -> None:
+    model = paged(tiny_model(tiny_config("llama")))
+    expected = [context.output for context in Scheduler(model, chunk=9, seed=1).run(PROMPTS, VARIED)]
+    contexts = InterpretedScheduler(model, chunk=9, seed=2).run(PROMPTS, VARIED)
+    assert [context.output for context in contexts] == expected
+
+
+def test_the_next_step_is_launched_before_the_host_has_the_tokens() -> None:
+    model = paged(tiny_model(tiny_config("llama")))
+    penalized = Sampling(max_tokens=6, temperature=0.0, presence_penalty=1.5)
+    (alone,) = Scheduler(model, chunk=None).run(PROMPTS[2:3], [penalized])
+    scheduler = InterpretedScheduler(model, chunk=None)
+    executor, prompt = scheduler.executor, PROMPTS[2]
+    pages = list(range(1, 1 + scheduler.layout.num_pages(len(prompt) + 6)))
+    row = Row(0, penalized, len(prompt), [pages], list(prompt))
+    pending = [executor.launch([StepRow(row, 0, len(prompt), prompt, sample=True)])]
+    tokens = []
+    for i in range(6):
+        if i < 5:
+            pending.append(executor.launch([StepRow(row, len(prompt) + i, 1, None, sample=True)]))
+        result = pending.pop(0).result()
+        tokens += result.tokens
+        row.history += result.tokens
+    assert tokens == alone.output
