@@ -105,13 +105,15 @@ class TwoLevelPolicy:
         self._enqueue(account, task)
 
     def charge(self, task: Task, service_ns: int, now_ns: int) -> None:
-        """A step that was in flight at the time of `leave` is charged after it."""
+        """A step that was in flight at the time of `leave` is charged after it, maybe to a tenant that had no
+        debt until then and was forgotten."""
         account = self._accounts.get(task.tenant)
-        if account is None:  # left without debt, until now
-            account = self._accounts.open(task.tenant, task.weight, self._make_task_queue, self._clock.now_ns)
-            self._accounts.close(account, now_ns, self._clock.now_ns)
-        self._charge_task(account, task, service_ns)
-        self._charge_tenant(account, task, service_ns)
+        if account is not None:
+            self._charge(account, task, service_ns)
+            return
+        account = self._accounts.open(task.tenant, task.weight, self._make_task_queue, self._clock.now_ns)
+        self._charge(account, task, service_ns)
+        self._accounts.close(account, now_ns, self._clock.now_ns)
 
     def charge_tokens(self, task: Task, num_tokens: int, now_ns: int) -> None:
         """Time is what counts here."""
@@ -208,6 +210,10 @@ class TwoLevelPolicy:
         if stint_ns > self._slice_ns:
             stint_ns = self._slice_ns
         self._expected_ns += (stint_ns - self._expected_ns + _LEARNING_ROUNDING) >> _LEARNING_SHIFT
+
+    def _charge(self, account: Account, task: Task, service_ns: int) -> None:
+        self._charge_task(account, task, service_ns)
+        self._charge_tenant(account, task, service_ns)
 
     def _charge_task(self, account: Account, task: Task, service_ns: int) -> None:
         task.service_ns += service_ns
