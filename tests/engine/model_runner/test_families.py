@@ -7,7 +7,6 @@ from engine.model_runner.families import UnsupportedModel, kv_windows, layout, p
 from tests.engine.model_runner.test_cpu_executor import greedy, prompts_of
 from tests.engine.model_runner.tiny import Scheduler, generated, paged, tiny_config, tiny_model
 
-
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
