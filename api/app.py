@@ -12,18 +12,21 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.connection import ConnectionMiddleware
-from api.errors import ApiError, internal_error, on_api_error, on_http_exception
+from api.errors import ApiError, error_response
 from api.routes.chat import chat_completions
 from api.routes.completions import completions
 from api.routes.health import health, metrics, ready
 from api.routes.models import list_models, show_model
-from api.services import Services
+from api.routes.tokens import detokenize, tokenize
+from api.services import Services, services_of
 
 ROUTES = [
     Route("/v1/models", list_models, methods=["GET"]),
     Route("/v1/models/{model:path}", show_model, methods=["GET"]),
     Route("/v1/completions", completions, methods=["POST"]),
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+    Route("/tokenize", tokenize, methods=["POST"]),
+    Route("/detokenize", detokenize, methods=["POST"]),
     Route("/health", health, methods=["GET"]),
     Route("/ready", ready, methods=["GET"]),
     Route("/metrics", metrics, methods=["GET"]),
@@ -48,9 +51,9 @@ def make_app(services: Services) -> Starlette:
         lifespan=lifespan,
         middleware=[Middleware(ConnectionMiddleware)],
         exception_handlers={
-            ApiError: on_api_error,
-            HTTPException: on_http_exception,
-            Exception: _on_bug,
+            ApiError: _on_error,
+            HTTPException: _on_error,
+            Exception: _on_error,
         },
     )
     app.router.redirect_slashes = False
@@ -58,6 +61,8 @@ def make_app(services: Services) -> Starlette:
     return app
 
 
-async def _on_bug(_: Request, __: Exception) -> Response:
-    """Starlette raises the exception again after this, so that the server logs it."""
-    return internal_error().response()
+async def _on_error(request: Request, error: Exception) -> Response:
+    """Every error answer leaves here. Starlette raises unknown ones again, so that the server logs them."""
+    response = error_response(request, error)
+    services_of(request).metrics.errors.labels(str(response.status_code)).inc()
+    return response

@@ -100,14 +100,12 @@ def rejected(code: str, message: str, retry_after_s: float | None) -> ApiError:
 _HTTP_MESSAGES = {404: "There is nothing at {path}", 405: "{method} is not allowed on {path}"}
 
 
-async def on_api_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error.response()
-
-
-async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals (unknown route, wrong method) in our body."""
-    assert isinstance(error, HTTPException)
+def error_response(request: Request, error: Exception) -> Response:
+    """The answer for any exception that a route lets out."""
+    if isinstance(error, ApiError):
+        return error.response()
+    if not isinstance(error, HTTPException):
+        return internal_error().response()
     template = _HTTP_MESSAGES.get(error.status_code, error.detail)
     message = template.format(path=request.url.path, method=request.method)
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from api.chat_template import PLAIN_STOPS, ChatTemplateError, render_plain
+from api.chat_template import PLAIN_STOPS, ChatMessage, ChatTemplateError, render_plain
 from api.errors import bad_request, context_too_long
 from api.schemas import ChatTurn
 from api.tokenizers import TextModel
@@ -45,16 +45,21 @@ async def encode_completion_prompts(
 
 async def encode_chat(turns: Sequence[ChatTurn], model: TextModel, card: ModelCard) -> ChatPrompt:
     """The conversation in the model's own form, or as a plain transcript. Raises ApiError."""
-    messages: list[dict[str, object]] = [{"role": turn.role, "content": turn.text} for turn in turns]
+    text, is_plain = render_chat(turns, model)
+    encoded = await model.encode_all([text], add_prefix=is_plain)
+    ids = check_prompt(encoded[0], card, "messages")
+    return ChatPrompt(ids, PLAIN_STOPS if is_plain else (), is_plain)
+
+
+def render_chat(turns: Sequence[ChatTurn], model: TextModel) -> tuple[str, bool]:
+    """The conversation as text, and whether that is a plain transcript. Raises ApiError."""
+    messages: list[ChatMessage] = [{"role": turn.role, "content": turn.text} for turn in turns]
     if model.chat_template is None:
-        encoded = await model.encode_all([render_plain(messages)], add_prefix=True)
-        return ChatPrompt(check_prompt(encoded[0], card, "messages"), PLAIN_STOPS, True)
+        return render_plain(messages), True
     try:
-        text = model.chat_template.render(messages)
+        return model.chat_template.render(messages), False
     except ChatTemplateError as error:
         raise bad_request("messages", f"messages do not fit the model's chat template: {error}") from None
-    encoded = await model.encode_all([text], add_prefix=False)
-    return ChatPrompt(check_prompt(encoded[0], card, "messages"), (), False)
 
 
 def check_prompt(ids: list[int], card: ModelCard, param: str) -> list[int]:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -146,13 +147,18 @@ class CountingClient(asyncio.Protocol):
             self._done.set_result(None)
 
 
+def _same(client: CountingClient) -> CountingClient:
+    return client
+
+
 async def drive(port: int, streams: int) -> list[CountingClient]:
     loop = asyncio.get_running_loop()
     body = json.dumps({"model": "fake", "prompt": "x", "max_tokens": 999_000, "stream": True}).encode()
     clients, ends = [], []
     for _ in range(streams):
         done = loop.create_future()
-        _, client = await loop.create_connection(lambda done=done: CountingClient(body, done), "127.0.0.1", port)
+        client = CountingClient(body, done)
+        await loop.create_connection(partial(_same, client), "127.0.0.1", port)
         clients.append(client)
         ends.append(done)
     await asyncio.gather(*ends)
@@ -168,7 +174,9 @@ def main() -> int:
     options = parser.parse_args()
     if options.engine is not None:
         socket_path, times_path = options.engine
-        asyncio.run(serve_engine(socket_path, options.streams, options.rate, options.seconds, Path(times_path)))
+        asyncio.run(
+            serve_engine(socket_path, options.streams, options.rate, options.seconds, Path(times_path))
+        )
         return 0
     with tempfile.TemporaryDirectory() as folder:
         return measure(options, Path(folder))
@@ -179,7 +187,8 @@ def measure(options: argparse.Namespace, folder: Path) -> int:
     config.write_text(f'[server]\nport = 0\n[engine]\nsocket = "{sock}"\n')
     arguments = [f"--{name}={getattr(options, name)}" for name in ("streams", "rate", "seconds")]
     module = [sys.executable, "-m"]
-    engine = subprocess.Popen([*module, "bench.api_stream", *arguments, "--engine", str(sock), str(times_path)])
+    paced_engine = [*module, "bench.api_stream", *arguments, "--engine", str(sock), str(times_path)]
+    engine = subprocess.Popen(paced_engine)
     api = subprocess.Popen([*module, "api", "--config", str(config)], stdout=subprocess.PIPE, text=True)
     try:
         assert api.stdout is not None
@@ -192,7 +201,8 @@ def measure(options: argparse.Namespace, folder: Path) -> int:
         cpu_before_s = cpu_time_s(api.pid)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             clients = runner.run(drive(int(line.rsplit(":", 1)[1]), options.streams))
-        return report(clients, json.loads(times_path.read_text()), cpu_time_s(api.pid) - cpu_before_s, api.pid)
+        cpu_s = cpu_time_s(api.pid) - cpu_before_s
+        return report(clients, json.loads(times_path.read_text()), cpu_s, api.pid)
     finally:
         for process in (api, engine):
             process.terminate()
@@ -218,7 +228,8 @@ def report(clients: list[CountingClient], sent_s: list[float], cpu_s: float, pid
     print(f"streams                       {len(clients)}")
     print(f"tokens offered per second     {len(sent_s) * len(clients) / (sent_s[-1] - sent_s[0]):,.0f}")
     print(f"tokens delivered per second   {rate:,.0f}   (limit: at least {LIMIT_TOKENS_PER_S:,})")
-    print(f"api CPU per token             {cpu_s / num_tokens * 1e6:.1f} us: {num_tokens / cpu_s:,.0f} per core second")
+    per_token_us = cpu_s / num_tokens * 1e6
+    print(f"api CPU per token             {per_token_us:.1f} us: {num_tokens / cpu_s:,.0f} per core second")
     print(f"tokens per chunk              {num_tokens / sum(client.num_chunks for client in clients):.2f}")
     print(
         f"newest token of a read late   p50 {statistics.median(late_ms):.1f} ms,"

@@ -65,7 +65,8 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
             out, err = await process.communicate()
             assert process.returncode == 2
             assert out == b""
-            assert err.decode() == f"fairslice api: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+            line = f"fairslice api: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+            assert err.decode() == line
 
     run(test())
 

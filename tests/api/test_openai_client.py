@@ -9,7 +9,7 @@ from openai import AsyncOpenAI
 
 from engine.messages import Rejected
 from tests.api.fake_engine import say
-from tests.api.harness import Api, run, running_api
+from tests.api.harness import Api, run, running_api, until
 
 MESSAGES = [{"role": "user", "content": "Say it"}]
 
@@ -89,7 +89,9 @@ def test_chat_logprobs() -> None:
 
 def test_completion_echo_with_logprobs() -> None:
     async def test(api: Api, client: AsyncOpenAI) -> None:
-        answer = await client.completions.create(model="fake", prompt="ab", echo=True, logprobs=1, max_tokens=2)
+        answer = await client.completions.create(
+            model="fake", prompt="ab", echo=True, logprobs=1, max_tokens=2
+        )
         choice = answer.choices[0]
         assert choice.text == "abhe"
         assert choice.logprobs is not None
@@ -150,8 +152,7 @@ def test_its_retries_get_through() -> None:
         reject = Rejected(request_id="", code="queue_full", message="full", retry_after_s=1.0)
         async with running_api(reject=reject) as api, client_of(api, max_retries=3) as client:
             asking = asyncio.create_task(client.completions.create(model="fake", prompt="x"))
-            while not api.engine.submits:
-                await asyncio.sleep(0.01)
+            await until(lambda: api.engine.submits)
             api.engine.reject = None
             assert (await asking).choices[0].text == "hello world"
 
