@@ -72,7 +72,7 @@ class ModelConfig(Table, frozen=True, kw_only=True):
         if self.path is None:
             return "gemma-3-270m"
         bare = Path(self.path.removeprefix("dummy:"))
-        return bare.parent.name if bare.name == "config.json" else bare.stem if bare.suffix else bare.name
+        return bare.parent.name if bare.name == "config.json" else re.sub(r"\.(gguf|json)$", "", bare.name)
 
 
 class SchedulerConfig(Table, frozen=True, kw_only=True):

@@ -120,7 +120,9 @@ class Planner:
             if self.policy.rotates and self.policy.num_queued():
                 turn.is_expiring = True
                 self.requeue(prompt, now_ns)
-            elif not self._extend(prompt):
+                continue
+            self._charge(prompt, now_ns)
+            if not self._extend(prompt):
                 self._make_way(device, now_ns)
 
     def is_nearly_used_up(self, prompt: Prompt) -> bool:

@@ -13,7 +13,7 @@ from engine.memory.regions import receive_descriptors, send_descriptors
 from engine.messages import FromRunner
 from engine.wire import MessageStream
 
-EXIT_GRACE_S = 5.0
+EXIT_GRACE_S = 2.0  # less than what Procfile runners allow us
 
 
 class RunnerClient:

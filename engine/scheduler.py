@@ -77,6 +77,7 @@ class Scheduler:
             nice=submit.nice,
             arrival_ns=now_ns,
             latency_ns=submit.latency_ns,
+            prompt_tokens=len(spec.input_ids),
             service_ns=spec.service_ns,
         )
         prompt = Prompt(
@@ -229,6 +230,7 @@ class Scheduler:
         prompt.output_ids.append(token)
         prompt.last_token_ns = now_ns
         self.counters.output_tokens += 1
+        self.policy.charge_tokens(prompt.task, 1, now_ns)
         self._has_news[prompt] = None
 
     def _on_slice_end(self, device: Device, end: SliceEnd, now_ns: int) -> None:
