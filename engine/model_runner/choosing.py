@@ -62,8 +62,11 @@ def _has_penalty(sampling: Sampling) -> bool:
 
 
 def _must_not_stop(step: StepRow) -> bool:
+    """Whether `min_tokens` forbids the stop tokens; a grammar decides itself when its text may end."""
     sampling = step.row.sampling
-    return bool(sampling.stop_token_ids) and output_index(step) < sampling.min_tokens
+    if not sampling.stop_token_ids or sampling.grammar is not None:
+        return False
+    return output_index(step) < sampling.min_tokens
 
 
 def is_edited(step: StepRow) -> bool:

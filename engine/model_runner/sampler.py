@@ -99,7 +99,8 @@ def draw_by_weight(weights: torch.Tensor, fractions: torch.Tensor) -> torch.Tens
     """The first token of each row at which the weights so far exceed this fraction of their sum.
 
     `weights` is `[n, vocab]`, not negative; `fractions` `[n]` are in [0, 1). First the block of the
-    vocabulary is found, then the token in it, which spares running sums over a whole vocabulary.
+    vocabulary is found, then the token in it, which spares running sums over a whole vocabulary. A row of
+    NaN gives some token of the vocabulary: it must not bring down its neighbours.
     """
     vocab = weights.shape[1]
     num_whole = vocab // _BLOCK_TOKENS
@@ -109,13 +110,14 @@ def draw_by_weight(weights: torch.Tensor, fractions: torch.Tensor) -> torch.Tens
     after = torch.cat([whole, tail], dim=-1).double().cumsum(dim=-1)
     before = torch.cat([torch.zeros_like(after[:, :1]), after[:, :-1]], dim=-1)
     targets = fractions[:, None] * after[:, -1:]
-    block = torch.searchsorted(after, targets, right=True)
+    block = torch.searchsorted(after, targets, right=True).clamp(max=num_whole)
     tokens = block * _BLOCK_TOKENS + torch.arange(_BLOCK_TOKENS, device=weights.device)
     inside = weights.gather(1, tokens.clamp(max=vocab - 1)).double() * (tokens < vocab)
     reached = inside.cumsum(dim=-1)
     # The two sums of a block differ by rounding: stay below the end, where the weights may be 0.
     rest = torch.minimum(targets - before.gather(1, block), reached[:, -1:] * (1 - 2.0**-40))
-    return (block * _BLOCK_TOKENS + torch.searchsorted(reached, rest, right=True)).squeeze(1)
+    tokens = block * _BLOCK_TOKENS + torch.searchsorted(reached, rest, right=True)
+    return tokens.clamp(max=vocab - 1).squeeze(1)
 
 
 def truncate(scaled: torch.Tensor, truncation: Truncation) -> None:

@@ -110,6 +110,17 @@ def test_a_large_vocabulary_is_drawn_from_evenly_and_never_where_the_weight_is_z
     assert (counts[heavy] - expected).abs().max() <= 1
 
 
+@pytest.mark.parametrize("vocab", [40, 512, 1100])
+def test_a_row_of_nan_leaves_the_others_alone(vocab: int) -> None:
+    logits = logits_of(2, vocab)
+    draw = Draw(torch.ones(2), torch.tensor([1, 2]), torch.tensor([3, 4]))
+    expected = sample(logits, draw)[1]
+    logits[0] = torch.nan
+    found = sample(logits, draw)
+    assert found[1] == expected
+    assert 0 <= found[0] < vocab
+
+
 def test_a_row_samples_the_same_whatever_is_beside_it() -> None:
     logits = logits_of(16, 500)
     temperature = torch.tensor([0.0, 0.5, 1.0, 2.0] * 4)
