@@ -161,7 +161,11 @@ class CompletionFormat(AnswerFormat):
 
     def __init__(self, generation: Generation, options: AnswerOptions) -> None:
         super().__init__(generation, options)
-        self._to_echo = {choice.index for choice in generation.choices}
+        self._echoes = [
+            text_and_offsets(self.vocabulary, choice.prompt.spec.input_ids) if options.echo else ("", [])
+            for choice in generation.choices
+        ]
+        self._to_echo = {choice.index for choice in generation.choices} if options.echo else set()
 
     def shown(self, choice: Choice, piece: Piece) -> Shown:
         """With `echo`, the prompt comes before the first piece."""
@@ -169,13 +173,13 @@ class CompletionFormat(AnswerFormat):
         if not self.options.echo:
             return shown
         prompt = choice.prompt
-        ids = prompt.spec.input_ids
-        text, offsets = text_and_offsets(self.vocabulary, ids)
+        text, offsets = self._echoes[choice.index]
         shown.offsets = [len(text) + offset for offset in shown.offsets]
         if choice.index in self._to_echo:
             self._to_echo.discard(choice.index)
             shown.text = text + shown.text
             if self.options.logprobs:
+                ids = prompt.spec.input_ids
                 values = prompt.prompt_logprobs or [None] * len(ids)
                 shown.tokens = [*zip(ids, values, strict=True), *shown.tokens]
                 shown.offsets = offsets + shown.offsets

@@ -161,6 +161,7 @@ class EngineClient:
         self._welcomed = asyncio.Event()
         self._requests: dict[str, OpenRequest] = {}
         self._unsent: set[str] = set()  # open requests not yet submitted on this connection
+        self._unsent_aborts: list[str] = []
         self._prompts: dict[str, OpenPrompt] = {}
         self._stats: dict[int, asyncio.Future[Stats]] = {}
         self._next_serial = 0
@@ -229,7 +230,7 @@ class EngineClient:
         """End a prompt whose remaining tokens nobody wants."""
         if self._prompts.pop(prompt.spec.prompt_id, None) is not None:
             prompt.finish = FinishReason.ABORT
-            self._send(Abort(prompt_ids=[prompt.spec.prompt_id]))
+            self._send_abort([prompt.spec.prompt_id])
 
     def release(self, request: OpenRequest) -> None:
         """Forget a request; what is not finished of it is aborted."""
@@ -240,7 +241,7 @@ class EngineClient:
             prompt.finish = FinishReason.ABORT
             self._prompts.pop(prompt.spec.prompt_id, None)
         if left:
-            self._send(Abort(prompt_ids=[prompt.spec.prompt_id for prompt in left]))
+            self._send_abort([prompt.spec.prompt_id for prompt in left])
 
     async def wait_present(self) -> bool:
         """Whether an engine is there, or comes within a short time."""
@@ -278,6 +279,9 @@ class EngineClient:
         self._stream = stream
         self._unsent = set(self._requests)
         self._send(Hello(api_id=self._api_id))
+        if self._unsent_aborts:
+            self._send_abort(self._unsent_aborts)
+            self._unsent_aborts = []
         return True
 
     def _on_close(self, error: Exception | None) -> None:
@@ -286,9 +290,14 @@ class EngineClient:
         self._welcomed.clear()
         self._closed.set()
 
+    def _send_abort(self, prompt_ids: list[str]) -> None:
+        """At once, or as soon as the engine is back: it may still have the prompts."""
+        if self._stream is None:
+            self._unsent_aborts += prompt_ids
+        else:
+            self._send(Abort(prompt_ids=prompt_ids))
+
     def _send(self, message: Abort | GetStats | Hello | Submit) -> None:
-        """An Abort that is lost with its connection is no loss: what is not submitted again on the next
-        one is dropped by the engine."""
         if self._stream is not None:
             self._stream.send(message)
 
@@ -333,17 +342,13 @@ class EngineClient:
         request = self._requests.get(message.request_id)
         if request is None:
             return
-        if request.admitted:
-            self._forget_prompts(request)
-            request.fail(message.message)
-        else:
-            self._forget_prompts(request)
-            request.refusal = rejected(message.code, message.message, message.retry_after_s)
-            request.wake()
-
-    def _forget_prompts(self, request: OpenRequest) -> None:
         for prompt in request.prompts:
             self._prompts.pop(prompt.spec.prompt_id, None)
+        if request.admitted:
+            request.fail(message.message)
+        else:
+            request.refusal = rejected(message.code, message.message, message.retry_after_s)
+            request.wake()
 
     def _on_welcome(self, message: Welcome) -> None:
         new = [card for card in message.ready if card.name not in self.models]

@@ -13,7 +13,7 @@ from api.errors import ApiError, unavailable
 from api.metrics import RequestTimer
 from api.stops import StopStrings
 from api.tokenizers import TextModel
-from engine.messages import ModelCard, PromptSpec, Sampling, Submit
+from engine.messages import FinishReason, ModelCard, PromptSpec, Sampling, Submit
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Generation:
             if piece is None:
                 continue
             if choice.failed:
-                raise unavailable(choice.prompt.error or "The prompt was ended by the engine", "engine_error")
+                raise _failure(choice.prompt)
             num_tokens += choice.num_tokens - before
             news.append((choice, piece))
         if num_tokens:
@@ -182,6 +182,12 @@ def expand_prompts(
         PromptSpec(prompt_id=f"{request_id}-{index}", input_ids=ids, sampling=sampling)
         for index, (ids, sampling) in enumerate(pairs)
     ]
+
+
+def _failure(prompt: OpenPrompt) -> ApiError:
+    if prompt.finish is FinishReason.ERROR:
+        return ApiError(500, prompt.error or "The prompt could not be served", code="engine_error")
+    return unavailable("The engine ended the prompt", "engine_aborted")
 
 
 def _make_choice(plan: GenerationPlan, index: int, prompt: OpenPrompt, client: EngineClient) -> Choice:

@@ -22,6 +22,7 @@ from api.tokenizers import TextModel
 from engine.messages import ModelCard, Submit
 
 NS_PER_MS = 1_000_000
+MAX_REQUEST_ID_CHARS = 128
 
 FormatMaker = Callable[[Generation, AnswerOptions], AnswerFormat]
 
@@ -118,7 +119,7 @@ async def answer(
         continuous_usage=wants is not None and wants.include_usage and wants.continuous_usage_stats,
     )
     timer = RequestTimer(services.metrics, plan.card.name, arrived_s)
-    shown_headers = {"x-request-id": plan.submit.request_id} | (headers or {})
+    shown_headers = {"x-request-id": _request_id(request, plan)} | (headers or {})
     if body.stream:
         generation = await services.generations.start(plan, timer)
         stream_format = make_format(generation, options)
@@ -130,3 +131,10 @@ async def answer(
     ):
         whole = await make_format(generation, options).whole()
     return Response(msgspec.json.encode(whole), 200, shown_headers, media_type="application/json")
+
+
+def _request_id(request: Request, plan: GenerationPlan) -> str:
+    """The client's own, so that it can be followed through logs; else ours."""
+    given = request.headers.get("x-request-id", "")
+    usable = given.isascii() and given.isprintable() and 0 < len(given) <= MAX_REQUEST_ID_CHARS
+    return given if usable else plan.submit.request_id

@@ -1,12 +1,13 @@
 """The api over a fake engine, with real sockets on both sides."""
 
 import asyncio
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 import uvloop
@@ -56,14 +57,28 @@ class Api:
     server: HttpServer
     port: int
 
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection("127.0.0.1", self.port)
+    async def connect(self, *, reads: bool = True) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection; one that does not read has small buffers, which are full at once."""
+        if reads:
+            return await asyncio.open_connection("127.0.0.1", self.port)
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", self.port))
+        reader, writer = await asyncio.open_connection(sock=sock)
+        cast(asyncio.ReadTransport, writer.transport).pause_reading()
+        return reader, writer
 
     async def send(
-        self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        headers: dict[str, str] | None = None,
+        *,
+        reads: bool = True,
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Send a request and return while it is being answered."""
-        reader, writer = await self.connect()
+        reader, writer = await self.connect(reads=reads)
         data = body if isinstance(body, bytes) else b"" if body is None else msgspec.json.encode(body)
         all_headers = {"host": "test", "connection": "close", "content-length": str(len(data))} | (
             headers or {}

@@ -9,10 +9,18 @@ import pytest
 from api import streams
 from api.__main__ import shut_down
 from engine.config import ServerConfig
+from engine.messages import PromptSpec
 from tests.api.fake_engine import CARD, say
 from tests.api.harness import parse_answer, run, running_api, until
 
 ENDLESS = say("x" * 900)
+NUM_FLOOD = 9_000_000
+BIG = msgspec.structs.replace(CARD, max_model_len=10 * NUM_FLOOD)
+
+
+def flood(spec: PromptSpec) -> list[int]:
+    """More than all buffers between two ends of a connection hold."""
+    return [120] * NUM_FLOOD
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -134,13 +142,11 @@ def test_a_reader_that_does_not_read_is_cut_off_and_holds_nobody(
 ) -> None:
     monkeypatch.setattr(streams, "STALL_S", 0.3)
     monkeypatch.setattr(streams, "WATCH_S", 0.05)
-    big = CARD.__class__(**{**msgspec.structs.asdict(CARD), "max_model_len": 10**7})
 
     async def test() -> None:
-        async with running_api(cards=[big], script=lambda spec: [120] * 10**6, per_step=20_000) as api:
-            body = {"model": "fake", "prompt": "x", "max_tokens": 10**6, "stream": True, "logprobs": 1}
-            _, writer = await api.send("POST", "/v1/completions", body)
-            writer.transport.pause_reading()  # type: ignore[attr-defined]
+        async with running_api(cards=[BIG], script=flood, per_step=50_000) as api:
+            body = {"model": "fake", "prompt": "x", "max_tokens": NUM_FLOOD, "stream": True}
+            _, writer = await api.send("POST", "/v1/completions", body, reads=False)
             with caplog.at_level(logging.WARNING):
                 await until(lambda: api.engine.aborted, 20)
             assert "its reader took nothing" in caplog.text
@@ -188,15 +194,12 @@ def test_drain_lets_streams_finish_and_refuses_new_work() -> None:
 
 
 def test_the_deadline_of_a_drain_is_not_held_by_a_stuck_reader() -> None:
-    big = CARD.__class__(**{**msgspec.structs.asdict(CARD), "max_model_len": 10**7})
 
     async def test() -> None:
         server = ServerConfig(port=0, drain_s=0.2)
-        script = lambda spec: [120] * 10**6  # noqa: E731
-        async with running_api(server=server, cards=[big], script=script, per_step=1000) as api:
-            body = {"model": "fake", "prompt": "x", "max_tokens": 10**6, "stream": True}
-            _, stuck = await api.send("POST", "/v1/completions", body | {"logprobs": 5})
-            stuck.transport.pause_reading()  # type: ignore[attr-defined]
+        async with running_api(server=server, cards=[BIG], script=flood, per_step=10_000) as api:
+            body = {"model": "fake", "prompt": "x", "max_tokens": NUM_FLOOD, "stream": True}
+            _, stuck = await api.send("POST", "/v1/completions", body, reads=False)
             reader, writer = await api.send("POST", "/v1/completions", body)
             reading = asyncio.create_task(reader.read())
             await until(lambda: any(s.sending_since_s for s in api.services.streams), 20)
@@ -207,5 +210,34 @@ def test_the_deadline_of_a_drain_is_not_held_by_a_stuck_reader() -> None:
             api.check_clean()
             stuck.close()
             writer.close()
+
+    run(test())
+
+
+def test_a_client_that_leaves_while_the_engine_is_away_is_aborted_later() -> None:
+    async def test() -> None:
+        async with running_api(script=ENDLESS, step_s=0.01) as api:
+            body = {"model": "fake", "prompt": "x", "max_tokens": 900, "stream": True}
+            _, writer = await api.send("POST", "/v1/completions", body)
+            await until(lambda: api.engine.running)
+            prompt_id = next(iter(api.engine.running))
+            await api.engine.stop()
+            await until(lambda: not api.services.client.is_connected)
+            writer.close()
+            await until(lambda: not api.services.client.open_requests)
+            await api.engine.start()
+            await until(lambda: api.engine.aborted)
+            assert api.engine.aborted == [prompt_id]
+
+    run(test())
+
+
+def test_a_request_id_is_kept() -> None:
+    async def test() -> None:
+        async with running_api() as api:
+            body = {"model": "fake", "prompt": "x"}
+            answer = await api.post("/v1/completions", body, headers={"x-request-id": "mine-1"})
+            assert answer.headers["x-request-id"] == "mine-1"
+            assert (await api.post("/v1/completions", body)).headers["x-request-id"].startswith("cmpl-")
 
     run(test())
