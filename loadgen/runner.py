@@ -14,6 +14,7 @@ from loadgen.results import ClientHealth, RequestRecord
 from loadgen.stats import percentile
 
 _PROBE_S = 0.01
+_CROWD = 64  # requests due at once that are sent before the streams already open are looked at
 _LATE_S = 0.02  # beyond these two the client disturbs what it measures
 _LAG_S = 0.02
 _BUSY_FRACTION = 0.95
@@ -106,11 +107,10 @@ class Runner:
     async def _send_on_time(self, plan: Sequence[PlannedRequest], senders: asyncio.TaskGroup) -> None:
         for request in plan:
             assert request.at_s is not None
-            delay_s = request.at_s - self._clock()
-            if delay_s > 0:
-                await asyncio.sleep(delay_s)
-            elif len(self._tasks) % 64 == 0:
-                await asyncio.sleep(0)  # a crowd due at once must not hold up the streams already open
+            if len(self._tasks) % _CROWD == 0:
+                await asyncio.sleep(0)
+            while (delay_s := request.at_s - self._clock()) > 0:
+                await asyncio.sleep(delay_s)  # timers of a millisecond's grain may ring early
             self._own(senders.create_task(self._send(request)))
 
     async def _user(self, queue: Iterator[PlannedRequest], think_s: float, duration_s: float | None) -> None:
