@@ -116,7 +116,8 @@ def print_table(measured: list[Measured], bytes_per_s: float) -> None:
         beside = "     -      -" if vllm is None else f"{vllm:6.2f}  {row.wall_ms / vllm:5.3f}"
         print(
             f"{row.batch:5d} {row.context:7d} | {row.wall_ms:6.2f}  {row.device_ms:6.2f}  "
-            f"{row.launch_ms:6.3f} {row.idle_share:6.2%} | {beside} | {row.limit_ms:5.2f}  {row.limit_ms / row.wall_ms:5.3f}"
+            f"{row.launch_ms:6.3f} {row.idle_share:6.2%} | {beside} | "
+            f"{row.limit_ms:5.2f}  {row.limit_ms / row.wall_ms:5.3f}"
         )
 
 

@@ -16,6 +16,7 @@ from engine.model_runner.batch import StepRow
 from engine.model_runner.kernels.attention import PagedKernels, StepLimits
 from engine.model_runner.kernels.prefill import tile_tokens, tiles_of
 from engine.model_runner.sampler import sample
+from engine.model_runner.shared_linear import MergeProducts, share_linears
 from engine.model_runner.slot_state import SlotState, upload
 from engine.model_runner.step_plan import StepPlan
 
@@ -147,7 +148,8 @@ def _make_forward(model: PreTrainedModel, paged: PagedKernels, *, compiled: bool
 
     if not compiled:
         return forward
-    run: Forward = torch.compile(forward)
+    share_linears(model)
+    run: Forward = torch.compile(forward, options={"post_grad_custom_pre_pass": MergeProducts()})
 
     def with_marks(ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         for tensor, dim in ((ids, 1), (positions, 1), (keep, 0)):

@@ -27,7 +27,8 @@ _library = torch.library.Library("fairslice", "FRAGMENT")
 _library.define(
     "paged_attention(Tensor query, Tensor key, Tensor value, Tensor(a!) pool, Tensor tables, Tensor slots, "
     "Tensor positions, Tensor work, Tensor tiles, Tensor counts, Tensor partial, Tensor stats, "
-    "Tensor arrived, Tensor? sinks, int group, int plane, int? window, bool fixed, float scale, float? softcap) -> Tensor"
+    "Tensor arrived, Tensor? sinks, int group, int plane, int? window, bool fixed, float scale, "
+    "float? softcap) -> Tensor"
 )
 
 
