@@ -10,6 +10,7 @@ import sys
 import threading
 
 import uvloop
+from prometheus_client import disable_created_metrics
 
 from api.app import make_app
 from api.banner import banner
@@ -31,6 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m api", description=__doc__)
     parser.add_argument("--config", metavar="FILE", help="configuration (default: fairslice.toml, if there)")
     arguments = parser.parse_args()
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         config = load_config(arguments.config)

@@ -7,7 +7,7 @@ from api.choices import Choice, Piece
 from api.detokenize import text_and_offsets
 from api.generation import Generation
 from api.logprobs import Entry, chat_logprobs, completion_logprobs, entries, prompt_logprobs
-from api.sse import ChunkWriter, StreamHead
+from api.sse import DONE, ChunkWriter, StreamHead
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +71,24 @@ class AnswerFormat:
         return writer.chunk(shown.text, logprobs, piece.finish_reason, usage)
 
     def closing(self) -> bytes:
-        """Chunks that come after all tokens."""
-        return self._head.usage_event(self.generation.usage()) if self.options.include_usage else b""
+        """What comes after all tokens."""
+        usage = self._head.usage_event(self.generation.usage()) if self.options.include_usage else b""
+        return usage + DONE
 
-    async def whole(self) -> dict[str, object]:
-        """The answer in one, when it is complete. Raises ClientGoneError, ApiError."""
+    async def collect(self) -> list[list[Shown]]:
+        """Everything that each choice shows, once all are complete. Raises ClientGoneError, ApiError."""
         generation = self.generation
         collected: list[list[Shown]] = [[] for _ in generation.choices]
         while not generation.is_done:
             await generation.changed()
             for choice, piece in generation.advance():
                 collected[choice.index].append(self.shown(choice, piece))
+        return collected
+
+    async def whole(self) -> dict[str, object]:
+        """The answer in one. Raises ClientGoneError, ApiError."""
+        collected = await self.collect()
+        generation = self.generation
         return {
             "id": generation.plan.submit.request_id,
             "object": self.object_name,

@@ -17,6 +17,7 @@ from api.routes.chat import chat_completions
 from api.routes.completions import completions
 from api.routes.health import health, metrics, ready
 from api.routes.models import list_models, show_model
+from api.routes.responses import responses
 from api.routes.tokens import detokenize, tokenize
 from api.services import Services, services_of
 
@@ -25,6 +26,7 @@ ROUTES = [
     Route("/v1/models/{model:path}", show_model, methods=["GET"]),
     Route("/v1/completions", completions, methods=["POST"]),
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+    Route("/v1/responses", responses, methods=["POST"]),
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
     Route("/health", health, methods=["GET"]),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from api.detokenize import Detokenizer
-from api.engine_client import OpenPrompt
+from api.open_requests import OpenPrompt
 from api.stops import StopStrings
 from engine.messages import FinishReason
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from api.choices import Choice, ChoiceOptions, Piece
 from api.connection import ClientGoneError
 from api.detokenize import Detokenizer
-from api.engine_client import EngineClient, OpenPrompt, OpenRequest
+from api.engine_client import EngineClient
 from api.errors import ApiError, unavailable
 from api.metrics import RequestTimer
+from api.open_requests import OpenPrompt, OpenRequest
 from api.stops import StopStrings
 from api.tokenizers import TextModel
 from engine.messages import FinishReason, ModelCard, PromptSpec, Sampling, Submit

@@ -122,6 +122,80 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     top_logprobs: Logprobs | None = None
 
 
+class ResponsePart(Strict, frozen=True, kw_only=True):
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+    annotations: list[object] | None = None  # accepted as our own answers have them, as are logprobs
+    logprobs: list[object] | None = None
+
+
+class ResponseItem(Strict, frozen=True, kw_only=True):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[ResponsePart]
+    type: Literal["message"] = "message"
+    id: str | None = None  # accepted, no effect
+    status: str | None = None  # accepted, no effect
+
+    def turn(self) -> ChatTurn:
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return ChatTurn(role=self.role, content=text)
+
+
+class TextFormat(Strict, frozen=True, kw_only=True):
+    type: Literal["text", "json_object", "json_schema"]
+    schema: dict[str, object] | None = None
+    name: str = "response"
+    description: str | None = None
+    strict: bool | None = None
+
+
+class TextOptions(Strict, frozen=True, kw_only=True):
+    format: TextFormat | None = None
+
+
+class ResponsesRequest(Strict, frozen=True, kw_only=True):
+    """/v1/responses, as far as text goes: no tools, and nothing is stored."""
+
+    model: str
+    input: str | Annotated[list[ResponseItem], Meta(min_length=1)]
+    instructions: str | None = None
+    max_output_tokens: Count | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    text: TextOptions | None = None
+    stream: bool | None = None
+    truncation: Literal["disabled"] | None = None
+    metadata: dict[str, object] | None = None
+    store: bool | None = None  # accepted, no effect: nothing is kept
+    user: str | None = None  # accepted, no effect
+
+    def chat(self) -> ChatRequest:
+        """The same as a chat request. Raises ApiError."""
+        told = [] if self.instructions is None else [ChatTurn(role="system", content=self.instructions)]
+        if isinstance(self.input, str):
+            turns = [ChatTurn(role="user", content=self.input)]
+        else:
+            turns = [item.turn() for item in self.input]
+        return ChatRequest(
+            model=self.model,
+            messages=told + turns,
+            max_completion_tokens=self.max_output_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            stream=self.stream,
+            response_format=self._response_format(),
+        )
+
+    def _response_format(self) -> ResponseFormat | None:
+        wanted = self.text.format if self.text is not None else None
+        if wanted is None:
+            return None
+        if wanted.type == "json_schema" and wanted.schema is None:
+            raise bad_request("text.format.schema", "text.format.schema is required for this type")
+        schema = None if wanted.schema is None else JsonSchema(schema=wanted.schema)
+        return ResponseFormat(type=wanted.type, json_schema=schema)
+
+
 class TokenizeRequest(Strict, frozen=True, kw_only=True):
     model: str
     prompt: str | None = None

@@ -19,7 +19,7 @@ from api.connection import ClientGoneError, Connection
 from api.errors import ApiError, internal_error
 from api.generation import Generation, Generations
 from api.metrics import Metrics
-from api.sse import DONE, PING, event
+from api.sse import PING, event
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class EventStream(Response):
                 elif self._ping:
                     await self._send(send, PING)
                 self._ping = False
-            await self._send(send, self._format.closing() + DONE)
+            await self._send(send, self._format.closing())
         except ApiError as error:
             await self._send(send, event(error.body()))
         except ClientGoneError:

@@ -7,6 +7,7 @@ sentencepiece or GPT-2 one) goes through AutoTokenizer, which converts it.
 
 import asyncio
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,8 @@ from api.chat_template import ChatTemplate, read_chat_template, special_tokens
 from api.detokenize import Vocabulary, read_vocabulary
 from engine.byte_tokenizer import BOS_ID, EOS_ID, PAD_ID, ByteTokenizer
 from engine.messages import ModelCard
+
+logger = logging.getLogger(__name__)
 
 INLINE_CHARS = 2048  # shorter texts are encoded faster than a thread is reached
 
@@ -70,9 +73,17 @@ class TextModels:
 
 def load_text_model(card: ModelCard) -> TextModel:
     """Read the tokenizer that a model card names. Raises OSError, UnsupportedTokenizerError."""
-    if card.tokenizer is None:
-        return _byte_text_model(card.vocab_size)
-    folder = Path(card.tokenizer)
+    model = (
+        _byte_text_model(card.vocab_size)
+        if card.tokenizer is None
+        else _folder_text_model(Path(card.tokenizer))
+    )
+    if model.chat_template is None:
+        logger.info("%s is a base model, without a chat template: chat is a plain transcript", card.name)
+    return model
+
+
+def _folder_text_model(folder: Path) -> TextModel:
     fast = _read_fast_tokenizer(folder)
     fast.no_truncation()
     fast.no_padding()

@@ -1,18 +1,15 @@
 """POST /v1/chat/completions."""
 
-import logging
-
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.answers import ChatFormat
+from api.auth import Tenant
 from api.errors import bad_request
 from api.prompts import encode_chat
-from api.routes.generate import answer, plan_generation
+from api.routes.generate import FormatMaker, answer, plan_generation
 from api.schemas import ChatRequest, Reader
-from api.services import arrival_s, read_body, services_of
-
-logger = logging.getLogger(__name__)
+from api.services import Services, arrival_s, read_body, services_of
 
 NOTICE_HEADER = "x-fairslice-notice"
 PLAIN_NOTICE = "base model without a chat template; the messages were written as a plain transcript"
@@ -26,6 +23,19 @@ async def chat_completions(request: Request) -> Response:
     tenant = services.auth.resolve(request)
     services.generations.check_accepting()
     body = await read_body(request, READER)
+    return await answer_chat(request, services, tenant, body, ChatFormat, "chatcmpl", arrived_s)
+
+
+async def answer_chat(
+    request: Request,
+    services: Services,
+    tenant: Tenant,
+    body: ChatRequest,
+    make_format: FormatMaker,
+    id_prefix: str,
+    arrived_s: float,
+) -> Response:
+    """Answer a conversation in one endpoint's format. Raises ApiError, ClientGoneError."""
     logprobs = _wanted_logprobs(body)
     if body.stream and body.prompt_logprobs is not None:
         raise bad_request("prompt_logprobs", "prompt_logprobs is only for requests without stream")
@@ -37,7 +47,7 @@ async def chat_completions(request: Request) -> Response:
         body,
         model,
         [prompt.ids],
-        id_prefix="chatcmpl",
+        id_prefix=id_prefix,
         max_tokens=body.max_completion_tokens or body.max_tokens or services.config.server.default_max_tokens,
         logprobs=logprobs,
         prompt_logprobs=body.prompt_logprobs,
@@ -48,7 +58,7 @@ async def chat_completions(request: Request) -> Response:
         services,
         body,
         plan,
-        ChatFormat,
+        make_format,
         arrived_s=arrived_s,
         logprobs=logprobs is not None,
         headers={NOTICE_HEADER: PLAIN_NOTICE} if prompt.is_plain else {},

@@ -170,3 +170,34 @@ def test_an_error_in_a_stream_is_raised() -> None:
                 pass
 
     with_client(test, script=say("x" * 50), step_s=0.01)
+
+
+def test_responses() -> None:
+    async def test(api: Api, client: AsyncOpenAI) -> None:
+        answer = await client.responses.create(model="fake", input="Say it", instructions="Be brief.")
+        assert answer.output_text == "hello world"
+        assert answer.status == "completed"
+        assert answer.usage is not None
+        assert answer.usage.output_tokens == 12
+        (spec,) = api.engine.submits[0].prompts
+        assert bytes(spec.input_ids[1:]).decode() == "System: Be brief.\nUser: Say it\nAssistant:"
+        cut = await client.responses.create(model="fake", input=[answer.output[0]], max_output_tokens=3)  # type: ignore[list-item]
+        assert cut.status == "incomplete"
+        assert cut.output_text == "hel"
+        with pytest.raises(openai.BadRequestError) as bad:
+            await client.responses.create(model="fake", input="x", previous_response_id="resp-1")
+        assert bad.value.param == "previous_response_id"
+
+    with_client(test)
+
+
+def test_responses_stream() -> None:
+    async def test(api: Api, client: AsyncOpenAI) -> None:
+        async with client.responses.stream(model="fake", input="Say it") as stream:
+            events = [event async for event in stream]
+            final = await stream.get_final_response()
+        deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+        assert "".join(deltas) == final.output_text == "hello world"
+        assert events[-1].type == "response.completed"
+
+    with_client(test)
