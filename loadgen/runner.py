@@ -109,8 +109,9 @@ class Runner:
             assert request.at_s is not None
             if len(self._tasks) % _CROWD == 0:
                 await asyncio.sleep(0)
-            while (delay_s := request.at_s - self._clock()) > 0:
-                await asyncio.sleep(delay_s)  # timers of a millisecond's grain may ring early
+            # A timer of a millisecond's grain may ring early.
+            while (delay_s := request.at_s - self._clock()) > 0:  # noqa: ASYNC110
+                await asyncio.sleep(delay_s)
             self._own(senders.create_task(self._send(request)))
 
     async def _user(self, queue: Iterator[PlannedRequest], think_s: float, duration_s: float | None) -> None:
