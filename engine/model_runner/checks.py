@@ -28,5 +28,5 @@ class SliceCheck:
         try:
             self._grammars.check(sampling.grammar)
         except BadGrammar as error:
-            return f"the grammar cannot be used: {error}"
+            return f"the grammar cannot be used: {' '.join(str(error).split())}"
         return None

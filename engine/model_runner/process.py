@@ -15,7 +15,6 @@ from time import monotonic
 from typing import TypeVar
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from engine.memory.page import PageLayout
 from engine.memory.regions import RegionError, receive_descriptors, send_descriptors
@@ -28,6 +27,7 @@ from engine.model_runner.families import layout as layout_of
 from engine.model_runner.grammar import Grammars
 from engine.model_runner.loading import LoadedModel, load_model
 from engine.model_runner.mailbox import Mailbox
+from engine.model_runner.pending_grammars import PendingGrammars
 from engine.model_runner.runner import Runner
 from engine.model_runner.selftest import SelfTestFailed, self_test, self_test_scratch
 from engine.model_runner.slices import SliceTable
@@ -48,11 +48,12 @@ class ShutdownWished(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model on its device, set to attend over pages of `layout`."""
+    """A model on its device, set to attend over pages of `layout`; no `grammars` for the byte tokenizer."""
 
     loaded: LoadedModel
     layout: PageLayout
     dtype: torch.dtype
+    grammars: Grammars | None
 
 
 def main(*, fd: int, pools_fd: int) -> int:
@@ -93,15 +94,11 @@ def run(device: Device, load: Load, mailbox: Mailbox, descriptors: socket.socket
     start_s = monotonic()
     model = load_onto(device, load, mailbox)
     mailbox.send(Loaded(card=model.loaded.card, layout=model.layout, free_bytes=device.free_bytes()))
-    attach = expect(mailbox, Attach)
-    attached = device.attach(attach, receive_descriptors(descriptors))
+    attached = attach_pools(device, expect(mailbox, Attach), descriptors)
     with closing(attached.transfers):
-        if attached.exported is not None:
-            send_descriptors(descriptors, attached.exported)
-        grammars = load_grammars(model.loaded)
         pool = page_view(attached.local, model.layout, model.dtype)
         executor = device.make_executor(
-            model.loaded, model.layout, pool, load, grammars, mailbox.tell_progress
+            model.loaded, model.layout, pool, load, model.grammars, mailbox.tell_progress
         )
         mailbox.tell_progress("measuring steps", None)
         ready = Ready(
@@ -111,7 +108,7 @@ def run(device: Device, load: Load, mailbox: Mailbox, descriptors: socket.socket
             unreachable=attached.unreachable,
         )
         mailbox.send(ready)
-        Runner(mailbox, executor, make_slice_table(model, load, grammars), attached.transfers).run()
+        Runner(mailbox, executor, make_slice_table(model, load), attached.transfers).run()
 
 
 def load_onto(device: Device, load: Load, mailbox: Mailbox) -> ServedModel:
@@ -135,10 +132,11 @@ def load_onto(device: Device, load: Load, mailbox: Mailbox) -> ServedModel:
     dtype = loaded.model.dtype
     layout = layout_of(loaded.config, load.page_tokens, dtype)
     card = loaded.card
+    grammars = PendingGrammars(card) if card.tokenizer is not None else None
     scratch = self_test_scratch(layout)
     executor = device.make_test_executor(loaded, layout, scratch)
     self_test(executor, scratch, family=card.architecture, vocab_size=card.vocab_size, dtype=dtype)
-    return ServedModel(loaded, layout, dtype)
+    return ServedModel(loaded, layout, dtype, grammars)
 
 
 def attach_pools(device: Device, attach: Attach, descriptors: socket.socket) -> Attached:
@@ -153,20 +151,9 @@ def attach_pools(device: Device, attach: Attach, descriptors: socket.socket) -> 
     return attached
 
 
-def load_grammars(loaded: LoadedModel) -> Grammars | None:
-    """Grammars over the model's tokenizer; None for the byte tokenizer of a dummy."""
-    card = loaded.card
-    if card.tokenizer is None:
-        return None
-    tokenizer = AutoTokenizer.from_pretrained(card.tokenizer)
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        return None
-    return Grammars(tokenizer, card.vocab_size, card.eos_token_ids)
-
-
-def make_slice_table(model: ServedModel, load: Load, grammars: Grammars | None) -> SliceTable:
+def make_slice_table(model: ServedModel, load: Load) -> SliceTable:
     card = model.loaded.card
-    check = SliceCheck(vocab_size=card.vocab_size, max_model_len=card.max_model_len, grammars=grammars)
+    check = SliceCheck(vocab_size=card.vocab_size, max_model_len=card.max_model_len, grammars=model.grammars)
     return SliceTable(
         max_batch=load.max_batch,
         max_step_tokens=load.max_step_tokens,

@@ -8,7 +8,7 @@ from engine.model_runner.grammar import BadGrammar
 class FakeGrammars:
     def check(self, grammar: Grammar) -> None:
         if grammar.source == "(":
-            raise BadGrammar("an open bracket")
+            raise BadGrammar("an open\n    bracket")
 
 
 def problem(

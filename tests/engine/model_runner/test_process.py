@@ -1,14 +1,17 @@
 """Runners over real sockets, with a tiny random model on the CPU in fp32: every token is exact."""
 
 import signal
+from collections.abc import Sequence
 
 import pytest
 
-from engine.messages import EndReason, Extension, LinkSpec, Load, Loaded, Refused, Shutdown
+from engine.messages import Attach, EndReason, Extension, Fault, LinkSpec, Load, Loaded, Refused, Shutdown
+from engine.model_runner.devices import Attached, CpuDevice
 from tests.engine.model_runner.harness import (
     HOST,
     LOCAL,
     Client,
+    Kind,
     Memory,
     load,
     make_slice,
@@ -47,6 +50,8 @@ def test_a_killed_runner_is_replaced_on_the_same_pool_without_a_prefill() -> Non
     expected = reference(PROMPT, 12)
     with runner_process() as (client, process):
         memory = client.start()
+        process.send_signal(signal.SIGINT)  # of the whole process group: the engine ends its runners itself
+        process.send_signal(signal.SIGTERM)
         client.plan(make_slice(1, PROMPT, tables(client, 1, 5), max_new=6))
         computed = client.until_end(1).computed
         process.send_signal(signal.SIGKILL)
@@ -198,13 +203,13 @@ def test_a_bad_slice_fails_alone() -> None:
     ],
 )
 def test_what_cannot_be_served_is_refused_in_one_line(wished: Load, reason: str) -> None:
-    with runner_in_thread() as client:
+    with runner_in_thread(status=2) as client:
         client.send(wished)
         assert client.expect(Refused).reason == reason
 
 
 def test_a_pool_without_enough_memory_behind_it_is_refused() -> None:
-    with runner_in_thread() as client:
+    with runner_in_thread(status=2) as client:
         client.send(load())
         page_bytes = client.expect(Loaded).layout.page_bytes
         memory = Memory(page_bytes // 2)
@@ -229,3 +234,43 @@ def test_shutdown_ends_the_runner_before_and_after_it_is_ready() -> None:
         memory.close()
     tokens = client.tokens[1]
     assert tokens == reference(PROMPT, len(tokens))
+
+
+class BrokenDevice(CpuDevice):
+    """Fails when it is to attach its pools."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def attach(self, attach: Attach, descriptors: Sequence[int]) -> Attached:
+        raise self._error
+
+    def is_fault(self, error: BaseException) -> bool:
+        return "illegal access" in str(error)
+
+
+def answer_to_attach(monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Kind]) -> Kind:
+    """What a runner says whose device raises `error`."""
+    device = BrokenDevice(error)
+    monkeypatch.setattr("engine.model_runner.process.open_device", lambda name, threads: device)
+    with runner_in_thread(status=1 if kind is Fault else 2) as client:
+        client.send(load())
+        memory = Memory(client.expect(Loaded).layout.page_bytes)
+        client.send(memory.attach())
+        client.send_descriptors(memory)
+        answer = client.expect(kind)
+        memory.close()
+    return answer
+
+
+@pytest.mark.parametrize(("reason", "pool_trusted"), [("illegal access", False), ("a bug", True)])
+def test_a_fault_says_whether_the_pool_is_good(
+    monkeypatch: pytest.MonkeyPatch, reason: str, pool_trusted: bool
+) -> None:
+    fault = answer_to_attach(monkeypatch, RuntimeError(reason), Fault)
+    assert (fault.reason, fault.pool_trusted) == (f"RuntimeError: {reason}", pool_trusted)
+
+
+def test_too_little_memory_is_refused_by_the_devices_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = answer_to_attach(monkeypatch, MemoryError("8 GiB wanted"), Refused)
+    assert refused.reason == "cpu is out of memory: 8 GiB wanted"

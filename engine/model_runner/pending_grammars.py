@@ -1,0 +1,35 @@
+"""Grammars that are made beside everything else: reading a large tokenizer for them takes seconds."""
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from engine.messages import Grammar, ModelCard
+from engine.model_runner.batch import StepRow
+from engine.model_runner.grammar import BadGrammar, Grammars
+
+
+class PendingGrammars(Grammars):
+    """The grammars of a model that has a tokenizer; who needs them before they are made waits."""
+
+    def __init__(self, card: ModelCard) -> None:
+        self._made: Future[Grammars] = Future()
+        threading.Thread(target=self._make, args=(card,), name="grammars", daemon=True).start()
+
+    def check(self, grammar: Grammar) -> None:
+        self._made.result().check(grammar)
+
+    def next_bits(self, rows: Sequence[StepRow]) -> torch.Tensor:
+        return self._made.result().next_bits(rows)
+
+    def _make(self, card: ModelCard) -> None:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(card.tokenizer)
+            if not isinstance(tokenizer, PreTrainedTokenizerFast):
+                raise BadGrammar("this model's tokenizer is not of a kind that grammars are made for")
+            self._made.set_result(Grammars(tokenizer, card.vocab_size, card.eos_token_ids))
+        except Exception as error:  # raised again where the grammars are needed
+            self._made.set_exception(error)
