@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from engine.messages import Grammar, ModelCard
 from engine.model_runner.batch import StepRow
 from engine.model_runner.grammar import BadGrammar, Grammars
+from engine.model_runner.sources.errors import one_line
 
 
 class PendingGrammars(Grammars):
@@ -29,7 +30,8 @@ class PendingGrammars(Grammars):
         try:
             tokenizer = AutoTokenizer.from_pretrained(card.tokenizer)
             if not isinstance(tokenizer, PreTrainedTokenizerFast):
-                raise BadGrammar("this model's tokenizer is not of a kind that grammars are made for")
+                raise TypeError(f"it is a {type(tokenizer).__name__}")
             self._made.set_result(Grammars(tokenizer, card.vocab_size, card.eos_token_ids))
-        except Exception as error:  # raised again where the grammars are needed
-            self._made.set_exception(error)
+        except Exception as error:  # a prompt that wants a grammar fails, not the runner
+            reason = f"this model's tokenizer has no grammars: {one_line(error)}"
+            self._made.set_exception(BadGrammar(reason))
