@@ -18,7 +18,7 @@ def collect_samples(hosts: list[ModelHost], admission: Admission) -> list[Sample
             name="fairslice:open_prompts",
             help="Prompts that were accepted and have not ended.",
             kind="gauge",
-            value=admission.num_prompts,
+            value=float(admission.num_prompts),
         )
     ]
     for host in hosts:
@@ -38,14 +38,14 @@ def _counter(name: str, text: str, value: float, model: str, **labels: str) -> S
         name=f"fairslice:{name}",
         help=text,
         kind="counter",
-        value=value,
+        value=float(value),
         labels={"model_name": model, **labels},
     )
 
 
 def _gauge(name: str, text: str, value: float, model: str, **labels: str) -> Sample:
     labels = {"model_name": model, **labels}
-    return Sample(name=name, help=text, kind="gauge", value=value, labels=labels)
+    return Sample(name=name, help=text, kind="gauge", value=float(value), labels=labels)
 
 
 def _of_scheduler(scheduler: Scheduler, model: str) -> Iterator[Sample]:
