@@ -221,6 +221,17 @@ def test_an_extension_that_never_took_effect_is_not_named_at_the_end() -> None:
     assert end_of(fake, 1) == (EndReason.STOP, 22)
 
 
+def test_an_extension_takes_over_as_soon_as_its_slice_is_used_up() -> None:
+    fake = Fake(make_table())
+    fake.table.apply(Plan(slices=[make_slice(1, max_new=2)], extensions=[extension(2, 1, 5)]))
+    fake.turn()
+    fake.turn()
+    fake.table.apply(Plan(ends=[1]))
+    fake.collect()
+    assert fake.tokens == {1: tokens_from(3, 2)}
+    assert end_of(fake, 2) == (EndReason.ENDED, 4)
+
+
 def test_a_prefill_without_sampling_takes_no_extension_once_launched() -> None:
     fake = Fake(make_table())
     fake.table.apply(Plan(slices=[make_slice(1, max_new=0)]))
