@@ -1,0 +1,86 @@
+"""What simulated GPUs and links can do. The figures of the presets were measured (docs/simulator.md)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from engine.memory.page import LayerGroup, PageLayout
+from engine.messages import CostModel
+
+LLAMA_8B = PageLayout((LayerGroup(tuple(range(32))),), 16, 32, 8, 128, 2)
+"""Pages of 16 tokens of Llama-3.1-8B in bf16: 2 MiB."""
+
+
+class HardwareError(Exception):
+    """A cost model cannot be read. One line."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSpeed:
+    """A move takes `delay_ns` plus its bytes over `bytes_per_s`, once the moves before it are done. None: no
+    time at all, and none to wait for."""
+
+    bytes_per_s: float | None
+    delay_ns: int = 0
+
+    def duration_ns(self, num_bytes: int) -> int:
+        if self.bytes_per_s is None:
+            return 0
+        return self.delay_ns + round(num_bytes * 1e9 / self.bytes_per_s)
+
+
+PEER_LINK = LinkSpeed(340e9, 30_000)
+HOST_LINK = LinkSpeed(50e9, 30_000)
+FREE_LINK = LinkSpeed(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """`cost` is of a step of the model; a move of n bytes takes n / `hbm_bytes_per_s` from the compute that
+    runs beside it."""
+
+    cost: CostModel
+    hbm_bytes_per_s: float
+
+
+GPUS = {
+    "h200": Gpu(
+        CostModel(step_ns=4.6e6, decode_ns=8e3, prefill_ns=1e9 / 43_000, context_ns=131_072 / 3_900), 4.18e12
+    ),
+    "h100": Gpu(
+        CostModel(step_ns=6.4e6, decode_ns=15e3, prefill_ns=1e9 / 43_500, context_ns=131_072 / 3_200), 3.02e12
+    ),
+}
+"""Llama-3.1-8B in bf16, 128 KiB of K and V per token. h200: the model of "Policies, simulated", which
+reproduces vLLM 0.23.0 under overload. h100: fitted to the same engine's decode steps at batch 1 to 256."""
+
+
+def read_cost(path: Path) -> CostModel:
+    """A cost model as JSON, as the engine fits it. Raises HardwareError."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=CostModel)
+    except OSError as error:
+        raise HardwareError(f"{path}: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise HardwareError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Equal GPUs, each with a pool of `pool_pages` pages, and the tiers that they share: the spare memory of
+    lenders (`peer_pages`) and the host's. A message between engine and runner is `message_ns` on its way; a
+    runner has up to `depth` steps in flight."""
+
+    num_gpus: int
+    gpu: Gpu
+    layout: PageLayout
+    pool_pages: int
+    host_pages: int
+    peer_pages: int = 0
+    peer_link: LinkSpeed = PEER_LINK
+    host_link: LinkSpeed = HOST_LINK
+    max_batch: int = 256
+    max_step_tokens: int = 2048
+    depth: int = 2
+    message_ns: int = 200_000

@@ -1,0 +1,155 @@
+"""A trace through the real scheduler on simulated runners: what `engine.loop` does, on a manual clock."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.fairness import make_policy
+from engine.memory.pool import PagePool
+from engine.memory.store import ContextStore
+from engine.messages import PromptSpec, Report, Sampling, Submit
+from engine.planner import PlannerSettings
+from engine.scheduler import Scheduler
+from engine.simulator.clock import EventQueue
+from engine.simulator.hardware import Cluster
+from engine.simulator.runner import SimulatedRunner
+from loadgen.plan import Sending
+from loadgen.results import Counting, Outcome, RequestRecord
+from loadgen.traces import BLOCK_TOKENS
+
+_API = "simulator"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the machine did: times are summed over its GPUs."""
+
+    busy_ns: int
+    stall_ns: int  # compute waited for moves and for nothing else
+    num_steps: int
+    num_preemptions: int
+    recomputed_tokens: int
+    moved_pages: int
+    end_ns: int
+
+    def busy_fraction(self, num_gpus: int) -> float:
+        return self.busy_ns / max(1, self.end_ns * num_gpus)
+
+
+class Simulation:
+    """One model on a cluster. Arrivals and tokens are as an api process in the engine's place would see them."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        policy: str,
+        settings: PlannerSettings,
+        sendings: Sequence[Sending],
+        weights: dict[str, float],
+    ) -> None:
+        self._sendings = sendings
+        self._weights = weights
+        self._events = EventQueue()
+        self._times_s: list[list[float]] = [[] for _ in sendings]
+        store = ContextStore(cluster.layout)
+        peer_pool, host_pool = cluster.num_gpus + 1, cluster.num_gpus + 2
+        page_bytes = cluster.layout.page_bytes
+        if cluster.peer_pages:
+            store.add_tier(PagePool(peer_pool, cluster.peer_pages, page_bytes))
+        store.add_tier(PagePool(host_pool, cluster.host_pages, page_bytes))
+        granularity_ns = settings.min_slice_ns
+        chosen = make_policy(policy, slice_ns=settings.slice_ns, granularity_ns=granularity_ns)
+        self.scheduler = Scheduler(chosen, store, settings)
+        self.runners: dict[str, SimulatedRunner] = {}
+        for number in range(1, cluster.num_gpus + 1):
+            self._add_runner(cluster, f"gpu{number}", number, host_pool)
+
+    def _add_runner(self, cluster: Cluster, name: str, pool_id: int, host_pool: int) -> None:
+        def on_report(report: Report) -> None:
+            self._on_report(name, report)
+
+        runner = SimulatedRunner(self._events, cluster, pool_id, host_pool, on_report, self._on_tokens)
+        self.runners[name] = runner
+        pool = PagePool(pool_id, cluster.pool_pages + 1, cluster.layout.page_bytes, first=1)
+        self.scheduler.runner_up(name, pool, cluster.max_batch, cluster.gpu.cost)
+
+    def run(self) -> list[RequestRecord]:
+        """All requests to their ends; one record each."""
+        for sending in self._sendings:
+            assert sending.at_s is not None
+            self._events.at(round(sending.at_s * 1e9), lambda sending=sending: self._submit(sending))
+        while self._events:
+            self._events.step()
+        assert not self.scheduler.prompts, f"never finished: {list(self.scheduler.prompts)[:5]}"
+        return [self._record(sending) for sending in self._sendings]
+
+    def machine(self) -> Machine:
+        runners, scheduler = self.runners.values(), self.scheduler
+        return Machine(
+            busy_ns=sum(runner.busy_ns for runner in runners),
+            stall_ns=sum(runner.stall_ns for runner in runners),
+            num_steps=sum(runner.num_steps for runner in runners),
+            num_preemptions=scheduler.planner.num_preemptions,
+            recomputed_tokens=scheduler.counters.recomputed_tokens,
+            moved_pages=sum(scheduler.store.counters.moved_pages.values()),
+            end_ns=self._events.now_ns,
+        )
+
+    def _submit(self, sending: Sending) -> None:
+        """The seed tells runners' tokens apart; ids are equal where the trace says that contents are."""
+        sampling = Sampling(max_tokens=sending.row.output_tokens, seed=sending.index)
+        prompt_id = str(sending.index)
+        spec = PromptSpec(prompt_id=prompt_id, input_ids=_ids(sending), sampling=sampling)
+        submit = Submit(
+            request_id=prompt_id,
+            model="",
+            prompts=[spec],
+            tenant=sending.tenant,
+            weight=self._weights[sending.tenant],
+        )
+        self.scheduler.submit(_API, submit, spec, self._events.now_ns)
+        self._plan()
+
+    def _on_report(self, name: str, report: Report) -> None:
+        self.scheduler.on_report(name, report, self._events.now_ns)
+        if report.ends:
+            self.scheduler.take_deltas()
+        self._plan()
+
+    def _plan(self) -> None:
+        if self.scheduler.needs_plan:
+            for name, plan in self.scheduler.plan(self._events.now_ns):
+                self.runners[name].send(plan)
+
+    def _on_tokens(self, seeds: Sequence[int]) -> None:
+        now_s, times_s = self._events.now_ns / 1e9, self._times_s
+        for seed in seeds:
+            times_s[seed].append(now_s)
+
+    def _record(self, sending: Sending) -> RequestRecord:
+        row, times_s = sending.row, self._times_s[sending.index]
+        assert sending.at_s is not None
+        return RequestRecord(
+            index=sending.index,
+            row=row.line,
+            tenant=sending.tenant,
+            outcome=Outcome.OK,
+            sent_s=sending.at_s,
+            scheduled_s=sending.at_s,
+            end_s=times_s[-1],
+            asked_input_tokens=row.input_tokens,
+            asked_output_tokens=row.output_tokens,
+            input_tokens=row.input_tokens,
+            output_tokens=len(times_s),
+            counted_by=Counting.EACH_USAGE,
+            finish_reason="length",
+            chunk_s=times_s,
+            chunk_tokens=[1] * len(times_s),
+        )
+
+
+def _ids(sending: Sending) -> list[int]:
+    """Equal ids where the trace names equal blocks, and the request's own (below 0) elsewhere."""
+    ids: list[int] = []
+    for hash_id in sending.row.hash_ids:
+        ids += [hash_id] * min(BLOCK_TOKENS, sending.row.input_tokens - len(ids))
+    return ids + [-1 - sending.index] * (sending.row.input_tokens - len(ids))
