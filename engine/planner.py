@@ -22,6 +22,7 @@ MIN_STEPS = 4  # a slice is worth at least so many steps: switching costs about 
 LOOKAHEAD_NS = 20_000_000  # the next slice is planned so long before this one is used up, ...
 LOOKAHEAD_STEPS = 2  # ... and at least so many steps
 MIRROR_PAGES = 4  # pages per group that a running context copies out in one move, at least
+GRANT_PAGES = 2  # when nobody waits, a slice is a grant of so many pages: more would only lie unused
 UNCONTENDED_NS = 250_000_000  # slices when nobody waits: only a grant of pages, which an arrival cuts short
 
 
@@ -199,7 +200,8 @@ class Planner:
             cap_ns=max(floor_ns, settings.slice_ns),
             alone_ns=max(floor_ns, UNCONTENDED_NS),
         )
-        return max(1, round(length_ns / device.step_ns))
+        num_tokens = max(1, round(length_ns / device.step_ns))
+        return num_tokens if num_waiting else min(num_tokens, GRANT_PAGES * self.store.layout.page_tokens)
 
     def _end_position(self, prompt: Prompt, until: int) -> int:
         """Positions that a turn up to output token `until` may write."""
@@ -340,8 +342,6 @@ class Planner:
         turn = prompt.turn
         assert turn is not None
         turn.is_ending = True
-        self.num_preemptions += 1
-        prompt.num_preemptions += 1
         turn.device.outbox.ends.append(turn.next_id if turn.next_id is not None else turn.slice_id)
 
     def _make_way(self, device: Device, now_ns: int) -> None:

@@ -259,6 +259,8 @@ class Scheduler:
         """The prompt's turn is over and it is not finished: it waits for the next."""
         assert prompt.turn is not None
         is_queued = prompt.turn.is_expiring
+        self.planner.num_preemptions += 1
+        prompt.num_preemptions += 1
         self.planner.leave_device(prompt, now_ns)
         if self.policy.recomputes:
             self.store.drop(prompt.context)

@@ -53,7 +53,7 @@ def _of_scheduler(scheduler: Scheduler, model: str) -> Iterator[Sample]:
     running, waiting = scheduler.num_running(), scheduler.num_waiting()
     yield _gauge("vllm:num_requests_running", "Prompts that have a slice now.", running, model)
     yield _gauge("vllm:num_requests_waiting", "Prompts that wait for a slice.", waiting, model)
-    yield _counter("preemptions", "Turns ended for another prompt.", scheduler.planner.num_preemptions, model)
+    yield _counter("preemptions", "Turns that ended before their prompt.", scheduler.planner.num_preemptions, model)
     yield _counter("slices", "Slices given.", counters.slices, model)
     yield _counter("plans", "Plans sent to runners.", counters.plans, model)
     yield _counter("computed_tokens", "Positions computed.", counters.computed_tokens, model)

@@ -147,6 +147,8 @@ class MessagePipe(Generic[Incoming]):
         while select.select([self._socket], [], [], 0.0 if messages else timeout_s)[0]:
             data = self._socket.recv(1 << 20)
             if not data:
+                if messages:  # the next call will find the end again
+                    break
                 raise EOFError("the peer closed the connection")
             messages.extend(self._reader.feed(data))
             if not messages and timeout_s == 0.0:
