@@ -1,0 +1,185 @@
+"""Many streams at once through a pool that holds few of them, on CPU: exactness, preemptions, gaps.
+
+    python -m bench.overload [--model PATH] [--streams N] [--holds N] [--max-tokens N] [--bound-s S]
+
+Sends all streams at the same moment, once under cfs and once under fcfs, then every prompt alone. Says
+whether each answer equals the one that it gets alone, how often prompts were preempted, what was recomputed,
+and the longest gap between two tokens of a stream. Exit status 1 if cfs misses what is expected of it.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import time
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from bench.report import print_rows
+from bench.server import metrics, serving
+
+CONFIG = """
+[[models]]
+{path}name = "model"
+dtype = "float32"
+max_model_len = {max_model_len}
+[[devices]]
+name = "cpu"
+memory = {pool_bytes}
+[scheduler]
+policy = "{policy}"
+max_batch = {holds}
+[memory]
+host = {host_bytes}
+"""
+
+
+@dataclass(slots=True)
+class Stream:
+    """One request and what came of it."""
+
+    ids: list[int]
+    max_tokens: int
+    text: str = ""
+    num_tokens: int = 0
+    token_s: list[float] = field(default_factory=list)
+
+    @property
+    def longest_gap_s(self) -> float:
+        return max((b - a for a, b in zip(self.token_s, self.token_s[1:], strict=False)), default=0.0)
+
+
+def make_streams(options: argparse.Namespace) -> list[Stream]:
+    source = random.Random(options.seed)
+    return [
+        Stream(
+            ids=[
+                source.randrange(3, options.vocabulary) for _ in range(source.randint(4, options.max_prompt))
+            ],
+            max_tokens=source.randint(options.max_tokens // 8, options.max_tokens),
+        )
+        for _ in range(options.streams)
+    ]
+
+
+async def run_stream(session: aiohttp.ClientSession, url: str, stream: Stream) -> None:
+    body = {
+        "model": "model",
+        "prompt": stream.ids,
+        "max_tokens": stream.max_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    async with session.post(f"{url}/v1/completions", json=body) as response:
+        response.raise_for_status()
+        async for line in response.content:
+            if not line.startswith(b"data: {"):
+                continue
+            chunk = json.loads(line[6:])
+            for choice in chunk["choices"]:
+                stream.text += choice["text"]
+                stream.token_s.append(time.monotonic())
+            if chunk.get("usage"):
+                stream.num_tokens = chunk["usage"]["completion_tokens"]
+
+
+async def run_together(url: str, streams: list[Stream]) -> float:
+    """All at once; seconds until the last has ended."""
+    connector = aiohttp.TCPConnector(limit=0)
+    began_s = time.monotonic()
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout()) as session:
+        await asyncio.gather(*(run_stream(session, url, stream) for stream in streams))
+    return time.monotonic() - began_s
+
+
+async def run_alone(url: str, streams: list[Stream]) -> None:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout()) as session:
+        for stream in streams:
+            await run_stream(session, url, stream)
+
+
+def config(options: argparse.Namespace, policy: str, holds: int) -> str:
+    """Pool sizes come from the bytes that a token of context takes in this model."""
+    longest = options.max_prompt + options.max_tokens
+    return CONFIG.format(
+        path=f'path = "{options.model}"\n' if options.model else "",
+        policy=policy,
+        holds=max(holds, options.max_batch),
+        max_model_len=longest + 16,
+        pool_bytes=int(holds * (longest + 32) * options.token_bytes),
+        host_bytes=int(options.streams * (longest + 32) * options.token_bytes),
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", help="as in fairslice.toml; left out: the embedded model")
+    parser.add_argument("--token-bytes", type=int, default=36_864, help="of context, over all layers")
+    parser.add_argument("--vocabulary", type=int, default=30_000)
+    parser.add_argument("--streams", type=int, default=200)
+    parser.add_argument("--holds", type=int, default=8)
+    parser.add_argument("--max-batch", type=int, default=32)
+    parser.add_argument("--max-prompt", type=int, default=32)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--bound-s", type=float, default=30.0, help="that no gap may pass under cfs")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--port", type=int, default=8377)
+    options = parser.parse_args()
+    rows, answers, counted = [], {}, {}
+    for policy in ("cfs", "fcfs"):
+        answers[policy] = make_streams(options)
+        with serving(config(options, policy, options.holds), options.port) as url:
+            took_s = asyncio.run(run_together(url, answers[policy]))
+            counted[policy] = metrics(url)
+        rows.append(row(policy, answers[policy], counted[policy], took_s))
+    alone = make_streams(options)
+    with serving(config(options, "cfs", options.holds), options.port) as url:
+        asyncio.run(run_alone(url, alone))
+    equal = {
+        policy: sum(
+            a.text == b.text and a.num_tokens == b.num_tokens for a, b in zip(streams, alone, strict=True)
+        )
+        for policy, streams in answers.items()
+    }
+    header = (
+        "policy",
+        "took s",
+        "tokens/s",
+        "preemptions",
+        "recomputed",
+        "longest gap s",
+        "first token p99 s",
+    )
+    print_rows((*header, "as alone"), [(*r, f"{equal[r[0]]}/{len(alone)}") for r in rows])
+    gaps = {policy: max(s.longest_gap_s for s in streams) for policy, streams in answers.items()}
+    print(f"\nbound on the gap: {options.bound_s} s; cfs {gaps['cfs']:.2f} s, fcfs {gaps['fcfs']:.2f} s")
+    kept = (
+        equal["cfs"] == len(alone)
+        and gaps["cfs"] <= options.bound_s < gaps["fcfs"]
+        and counted["cfs"]["fairslice:recomputed_tokens_total"] == 0
+        and counted["cfs"]["fairslice:preemptions_total"] > options.streams
+    )
+    return 0 if kept else 1
+
+
+def row(policy: str, streams: list[Stream], counted: dict[str, float], took_s: float) -> tuple[str, ...]:
+    num_tokens = sum(stream.num_tokens for stream in streams)
+    began_s = min(stream.token_s[0] for stream in streams)
+    firsts = sorted(stream.token_s[0] - began_s for stream in streams)
+    return (
+        policy,
+        f"{took_s:.1f}",
+        f"{num_tokens / took_s:.0f}",
+        f"{counted['fairslice:preemptions_total']:.0f}",
+        f"{counted['fairslice:recomputed_tokens_total']:.0f}",
+        f"{max(stream.longest_gap_s for stream in streams):.2f}",
+        f"{firsts[int(0.99 * len(firsts))]:.2f}",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
