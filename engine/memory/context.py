@@ -36,6 +36,7 @@ class Context:
     """The page tables of one prompt; `engine.memory.store.ContextStore` alone changes them."""
 
     layout: PageLayout
+    serial: int = 0  # in order of opening
     computed: int = 0  # positions that exist somewhere
     mirrored: int = 0  # of those, a prefix that is complete in the mirror
     mirror_target: int = 0  # what `mirrored` will be when the moves in flight are complete
@@ -44,6 +45,8 @@ class Context:
     mirror: list[list[int]] = field(init=False)  # [group][page index] -> page_ref
     live_from: list[int] = field(init=False)  # [group] first page index that is not behind the window
     num_local: int = 0  # entries of `local` that are not ABSENT
+    mirror_segments: set[int] = field(default_factory=set)  # where mirrored pages may be: see `Mirrors`
+    retired: list[int] = field(default_factory=list)  # mirrored pages that moves in flight may still touch
     moves_in_flight: int = 0
     evictable: int = 0  # local pages that may be dropped without losing anything, as its pool counts them
     is_running: bool = False  # a runner has, or is about to get, a slice with these pages

@@ -10,27 +10,23 @@ it:
 3. A running context gives up no live local page, and it runs until the runner has reported the end of its
    slice. Pages behind a sliding window are given up by positions that the runner has *reported*.
 4. A closed context is released when it does not run and its last move is complete.
+
+The parts: local copies (`local_copies`), mirrors in the tiers (`mirrors`), moves in flight (`open_moves`), and
+segments of tiers that are wanted back (`reclaim`).
 """
 
-from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from engine.memory.context import ABSENT, Context, page_of, page_ref, pool_of
+from engine.memory.counters import StoreCounters
+from engine.memory.local_copies import LocalCopies
+from engine.memory.mirrors import Market, Mirrors
+from engine.memory.open_moves import OpenMove, OpenMoves, Purpose
 from engine.memory.page import PageLayout
+from engine.memory.placement import Placement
 from engine.memory.pool import PagePool
+from engine.memory.reclaim import Reclaim
 from engine.messages import Move
-
-
-@dataclass(slots=True)
-class StoreCounters:
-    """Totals since the start."""
-
-    moves: int = 0
-    moved_pages: dict[tuple[int, int], int] = field(default_factory=dict)  # (from pool, to pool) -> pages
-    moved_ns: dict[tuple[int, int], int] = field(default_factory=dict)  # same, time that the moves took
-    evicted_pages: int = 0
-    dropped_contexts: int = 0
-    dropped_tokens: int = 0  # positions that have to be recomputed
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,36 +42,48 @@ class _OldHome:
 
 
 class ContextStore:
-    """`local_pools` are the devices' (by pool id), `tiers` the places for mirrors, best first."""
+    """`local_pools` are the devices' (by pool id), `tiers` the places for mirrors."""
 
-    def __init__(self, layout: PageLayout) -> None:
+    def __init__(self, layout: PageLayout, placement: Placement | None = None) -> None:
         self.layout = layout
-        self.local_pools: dict[int, PagePool] = {}
-        self.tiers: dict[int, PagePool] = {}
+        self.placement = placement or Placement()
         self.counters = StoreCounters()
         self.contexts: dict[Context, None] = {}  # in order of opening
-        self._idle: dict[int, OrderedDict[Context, None]] = {}  # by pool: local but not running, oldest first
-        self._evictable: dict[int, int] = {}  # by pool: sum over its idle contexts
-        self._moves: dict[int, tuple[Context, Move]] = {}
+        self._local = LocalCopies(layout, self.counters)
+        self._mirrors = Mirrors(self.placement)
+        self._moves = OpenMoves(self.counters)
+        self._reclaim = Reclaim(self._mirrors, self._moves, self.counters)
         self._leaving: dict[Context, _OldHome] = {}  # until the moves away from there are complete
-        self._last_move_id = 0
+        self._last_serial = 0
 
-    def add_local_pool(self, pool: PagePool) -> None:
-        """A device's pool; page 0 of it is not a context's (ABSENT)."""
-        assert pool.first > ABSENT
-        self.local_pools[pool.pool_id] = pool
-        self._idle[pool.pool_id] = OrderedDict()
-        self._evictable[pool.pool_id] = 0
+    @property
+    def local_pools(self) -> dict[int, PagePool]:
+        return self._local.pools
 
-    def add_tier(self, pool: PagePool) -> None:
-        """A pool for mirrors, after those that are there."""
+    @property
+    def tiers(self) -> dict[int, PagePool]:
+        return self._mirrors.tiers
+
+    def add_local_pool(self, pool: PagePool, device: str = "") -> None:
+        """The pool of `device`; page 0 of it is not a context's (ABSENT)."""
+        self._local.add_pool(pool)
+        self.placement.add_home(pool.pool_id, device)
+
+    def add_tier(self, pool: PagePool, device: str | None = None) -> None:
+        """A pool for mirrors, in the memory of `device` (None: of the host)."""
         self.tiers[pool.pool_id] = pool
+        self.placement.add_tier(pool.pool_id, device)
+
+    def set_market(self, market: Market) -> None:
+        """Where leased pools get their segments."""
+        self._mirrors.market = market
 
     # ------------------------------------------------------------------ opening and closing
 
     def open(self) -> Context:
         """A new context, with nothing in it."""
-        context = Context(self.layout)
+        self._last_serial += 1
+        context = Context(self.layout, self._last_serial)
         self.contexts[context] = None
         return context
 
@@ -89,15 +97,9 @@ class ContextStore:
         its tokens. So too if the copy cannot be trusted any more."""
         assert not context.is_running
         assert not context.moves_in_flight
-        self._release_local(context)
-        if not context.is_dirty:
-            return
-        before = context.computed
-        if self._is_trimmed_behind(context, context.mirrored):
-            self._release_all(context)
-        context.computed = context.mirrored
-        self.counters.dropped_contexts += 1
-        self.counters.dropped_tokens += before - context.computed
+        self._local.release(context)
+        if context.is_dirty:
+            self._forget_from(context, context.mirrored)
 
     # ------------------------------------------------------------------ running
 
@@ -109,35 +111,36 @@ class ContextStore:
 
     def num_available(self, pool_id: int, *, besides: Context | None = None) -> int:
         """Pages of the pool that are free, or could be freed at once without losing anything."""
-        own = besides.evictable if besides is not None and besides.home == pool_id else 0
-        return self.local_pools[pool_id].num_free + self._evictable[pool_id] - own
+        return self._local.num_available(pool_id, besides=besides)
 
     def prepare(self, context: Context, pool_id: int, end: int) -> list[Move] | None:
         """Make `context` ready to run in `pool_id` up to position `end`: evict idle contexts if need be,
         allocate pages, and return the moves that its slice has to wait for.
 
-        None, with nothing changed, if there is no room or a move is bringing it somewhere else.
+        None, with nothing changed, if there is no room, a move is bringing it somewhere else, or it has pages
+        that the device cannot reach.
         """
         assert not context.is_running
-        if context.moves_in_flight and context.home != pool_id:
+        if context.home != pool_id and (context.moves_in_flight or not self._can_come(context, pool_id)):
             return None
-        if not self._make_room(pool_id, self.pages_needed(context, pool_id, end), besides=context):
+        if not self._local.make_room(pool_id, self.pages_needed(context, pool_id, end), besides=context):
             return None
-        self._wake(context)
+        self._local.wake(context)
         sources = self._leave_home(context) if context.home != pool_id else context.mirror
         context.home = pool_id
         fetched = context.absent(context.computed)
-        self._allocate(context, end)
+        self._local.allocate(context, end)
         context.is_running = True
-        by_source: dict[int, list[tuple[int, int]]] = {}
+        by_source: dict[int, tuple[list[int], list[int]]] = {}
         for group, index in fetched:
-            by_source.setdefault(pool_of(sources[group][index]), []).append((group, index))
-        moves = []
-        for source, targets in by_source.items():
-            src_pages = [page_of(sources[group][index]) for group, index in targets]
-            dst_pages = [context.local[group][index] for group, index in targets]
-            moves.append(self._start_move(context, source, pool_id, src_pages, dst_pages, urgent=True))
-        return moves
+            ref = sources[group][index]
+            src_pages, dst_pages = by_source.setdefault(pool_of(ref), ([], []))
+            src_pages.append(page_of(ref))
+            dst_pages.append(context.local[group][index])
+        return [
+            self._moves.start(context, Purpose.FETCH, pool_id, (source, pool_id), pages)
+            for source, pages in by_source.items()
+        ]
 
     def extend(self, context: Context, end: int) -> list[list[int]] | None:
         """Let a running context go on to position `end`. Returns the pages added to each group's table, or
@@ -145,10 +148,10 @@ class ContextStore:
         assert context.is_running
         assert context.home is not None
         self.trim(context)
-        if not self._make_room(context.home, context.num_absent(end)):
+        if not self._local.make_room(context.home, context.num_absent(end)):
             return None
         sizes = [len(table) for table in context.local]
-        self._allocate(context, end)
+        self._local.allocate(context, end)
         return [table[size:] for table, size in zip(context.local, sizes, strict=True)]
 
     def stop(self, context: Context) -> None:
@@ -156,14 +159,14 @@ class ContextStore:
         until somebody needs the room."""
         context.is_running = False
         if not context.is_closing and context.home is not None:
-            self._cut(context, context.num_valid_pages)
+            self._local.cut(context, context.num_valid_pages)
             self.trim(context)
             if context.num_local:
-                self._idle[context.home][context] = None
+                self._local.rest(context)
             else:
-                self._release_local(context)
+                self._local.release(context)
         self._settle(context)
-        self._recount(context)
+        self._local.recount(context)
 
     def trim(self, context: Context) -> None:
         """Release what lies behind sliding windows, local and mirrored, unless a move may touch it."""
@@ -173,8 +176,8 @@ class ContextStore:
             first = self.layout.first_live_page(group, context.computed)
             if first > before:
                 context.live_from[group] = first
-                self._drop_local(context, group, before, first)
-                self._drop_mirror(context, group, before, first)
+                self._local.drop(context, group, before, first)
+                self._mirrors.drop(context, group, before, first)
 
     # ------------------------------------------------------------------ mirrors
 
@@ -188,7 +191,9 @@ class ContextStore:
         if context.moves_in_flight or context.home is None or upto <= context.mirrored:
             return []
         first, last = context.mirrored // page_tokens, self.layout.num_pages(upto)
-        if not self._grow_mirror(context, first, last):
+        if not context.is_running:
+            self._drop_redundant_mirrors(context, self._mirrors.num_missing(context, first, last))
+        if not self._mirrors.grow(context, first, last):
             return []
         context.mirror_target = upto
         by_tier: dict[int, tuple[list[int], list[int]]] = {}
@@ -198,63 +203,56 @@ class ContextStore:
                 src_pages, dst_pages = by_tier.setdefault(pool_of(ref), ([], []))
                 src_pages.append(page)
                 dst_pages.append(page_of(ref))
-        return [
-            self._start_move(context, context.home, tier, src_pages, dst_pages)
-            for tier, (src_pages, dst_pages) in by_tier.items()
+        home = context.home
+        moves = [
+            self._moves.start(context, Purpose.MIRROR, home, (home, tier), pages)
+            for tier, pages in by_tier.items()
         ]
+        self._local.recount(context)
+        return moves
 
     def idle_dirty(self, pool_id: int) -> list[Context]:
         """Contexts with pages in this pool that do not run, are not mirrored, and are not being mirrored."""
-        return [c for c in self._idle[pool_id] if c.is_dirty and not c.moves_in_flight]
+        return [c for c in self._local.idle(pool_id) if c.is_dirty and not c.moves_in_flight]
 
     def num_in_motion(self, pool_id: int) -> int:
         """Pages of idle contexts in this pool that will be clean once their moves are complete."""
-        return sum(context.num_local for context in self._idle[pool_id] if context.moves_in_flight)
+        return sum(context.num_local for context in self._local.idle(pool_id) if context.moves_in_flight)
 
     def drop_mirror(self, context: Context) -> int:
         """Release the mirror of a context whose local copy is whole; the number of pages that came back."""
-        if context.moves_in_flight or context.absent(context.computed):
+        if context.moves_in_flight or context.home is None or context.absent(context.computed):
             return 0
-        released = 0
-        for group, refs in enumerate(context.mirror):
-            released += self._drop_mirror(context, group, 0, len(refs))
-            refs.clear()
-        context.mirrored = context.mirror_target = 0
-        self._recount(context)
+        released = self._mirrors.drop_all(context)
+        self.counters.redundant_pages += released
+        self._local.recount(context)
         return released
 
     # ------------------------------------------------------------------ moves
 
     def finish_move(self, move_id: int, duration_ns: int) -> None:
         """All bytes of the move have arrived."""
-        context, move = self._moves.pop(move_id)
-        context.moves_in_flight -= 1
-        path = (move.src_pool, move.dst_pool)
-        counters = self.counters
-        counters.moves += 1
-        counters.moved_pages[path] = counters.moved_pages.get(path, 0) + len(move.src_pages)
-        counters.moved_ns[path] = counters.moved_ns.get(path, 0) + duration_ns
+        done = self._moves.finish(move_id, duration_ns)
+        context = done.context
+        if done.purpose is Purpose.RELOCATE:
+            self._reclaim.finish(done)
         if not context.moves_in_flight:
             context.mirrored = context.mirror_target
             self._settle(context)
-            self._recount(context)
+            self._local.recount(context)
 
     def lose_moves(self, pool_id: int) -> None:
-        """The runner of this pool is gone, and with it every move that it had not reported: those of the
-        contexts whose home the pool is. A context that was coming from another device is back there."""
-        for move_id, (context, move) in list(self._moves.items()):
-            if context.home != pool_id:
-                continue
-            del self._moves[move_id]
-            context.moves_in_flight -= 1
+        """The runner of this pool is gone, and with it every move that it had not reported. A context that
+        was coming from another device is back there."""
+        for lost in self._moves.lose(pool_id):
+            context = lost.context
             context.mirror_target = context.mirrored
-            if move.dst_pool == pool_id and context not in self._leaving:
-                self._undo_fetch(context, set(move.dst_pages))
+            self._undo(lost)
             if not context.moves_in_flight:
                 if context in self._leaving and not context.is_closing:
                     self._return_home(context)
                 self._settle(context)
-                self._recount(context)
+                self._local.recount(context)
 
     def coming_from(self, pool_id: int) -> list[Context]:
         """Contexts that are being moved out of this pool to another device."""
@@ -264,41 +262,64 @@ class ContextStore:
     def num_moves_in_flight(self) -> int:
         return len(self._moves)
 
+    # ------------------------------------------------------------------ tiers that shrink or go
+
+    def recall(self, pool_id: int, segments: list[int]) -> None:
+        """These segments of a leased tier are wanted back: nothing new goes there, and `reclaim` empties
+        them."""
+        self._reclaim.recall(pool_id, segments)
+
+    def reclaim(self, runners: list[int]) -> list[tuple[int, Move]]:
+        """Go on emptying recalled segments: give up mirrors whose originals are local, then move the rest to
+        other tiers, and drop, the youngest first, what finds no place. Contexts with a move in flight wait
+        for the next call.
+
+        `runners` are the local pools of the devices that work. Returns the moves to make, each with the local
+        pool of the runner that makes it.
+        """
+        moves = []
+        for pool_id, number in self._reclaim.unfinished():
+            for context in self._mirrors.holders(pool_id, number):
+                if context.moves_in_flight or self.drop_mirror(context):
+                    continue
+                places = self._mirrors.places_in(context, pool_id, number)
+                if places:
+                    relocated = self._reclaim.relocate(context, pool_id, places, runners)
+                    if not relocated and runners:
+                        self._lose_places(context, places)
+                    self._local.recount(context)
+                    moves += relocated
+        return moves
+
+    def lose_tier(self, pool_id: int) -> None:
+        """The bytes of this tier are gone or not to be trusted. Contexts with a move from or to it
+        (`touching`) have been closed; what the others lose will be recomputed."""
+        for context in [c for c in self.contexts if not c.is_closing]:
+            assert not context.moves_in_flight or context not in self._moves.touching(pool_id)
+            lost = [
+                (group, index)
+                for group, refs in enumerate(context.mirror)
+                for index, ref in enumerate(refs)
+                if ref != ABSENT and pool_of(ref) == pool_id
+            ]
+            if lost:
+                self.counters.lost_pages += len(lost)
+                self._lose_places(context, lost)
+                self._local.recount(context)
+
+    def touching(self, pool_id: int) -> set[Context]:
+        """Contexts that are being moved from or to this pool."""
+        return self._moves.touching(pool_id)
+
     # ------------------------------------------------------------------ inner workings
 
-    def _start_move(
-        self,
-        context: Context,
-        src_pool: int,
-        dst_pool: int,
-        src_pages: list[int],
-        dst_pages: list[int],
-        *,
-        urgent: bool = False,
-    ) -> Move:
-        self._last_move_id += 1
-        move = Move(
-            move_id=self._last_move_id,
-            src_pool=src_pool,
-            dst_pool=dst_pool,
-            src_pages=src_pages,
-            dst_pages=dst_pages,
-            urgent=urgent,
-        )
-        self._moves[move.move_id] = (context, move)
-        context.moves_in_flight += 1
-        self._recount(context)
-        return move
-
-    def _undo_fetch(self, context: Context, pages: set[int]) -> None:
-        """Local pages whose content never came are absent again."""
-        for table in context.local:
-            for index, page in enumerate(table):
-                if page in pages:
-                    table[index] = ABSENT
-                    context.num_local -= 1
-        assert context.home is not None
-        self.local_pools[context.home].release(sorted(pages))
+    def _can_come(self, context: Context, pool_id: int) -> bool:
+        """Whether the device of this local pool can fetch all of the context."""
+        reaches = self.placement.reaches
+        if context.num_local and context.home is not None and not reaches(pool_id, context.home):
+            return False
+        sources = {pool_of(ref) for refs in context.mirror for ref in refs if ref != ABSENT}
+        return all(reaches(pool_id, source) for source in sources)
 
     def _leave_home(self, context: Context) -> list[list[int]]:
         """Take the local copy of an idle context out of its tables: where each page can be fetched from.
@@ -319,172 +340,79 @@ class ContextStore:
 
     def _return_home(self, context: Context) -> None:
         """The moves that should have brought the context here will not be made."""
-        self._release_local(context)
+        self._local.release(context)
         old = self._leaving.pop(context)
         context.home, context.local, context.num_local = old.pool_id, old.tables, len(old.pages)
 
-    def _allocate(self, context: Context, end: int) -> None:
-        """Give every live position below `end` a local page."""
-        assert context.home is not None
-        pool, last = self.local_pools[context.home], self.layout.num_pages(end)
-        had_pages = context.num_local > 0
-        for table, live_from in zip(context.local, context.live_from, strict=True):
-            if had_pages:
-                holes = [i for i in range(live_from, min(last, len(table))) if table[i] == ABSENT]
-                for index, page in zip(holes, pool.allocate(len(holes)), strict=True):
-                    table[index] = page
-                context.num_local += len(holes)
-            else:
-                table.clear()
-            table.extend([ABSENT] * (live_from - len(table)))
-            more = pool.allocate(max(0, last - len(table)))
-            table.extend(more)
-            context.num_local += len(more)
+    def _undo(self, lost: OpenMove) -> None:
+        """What the move should have written is nobody's again."""
+        if lost.purpose is Purpose.RELOCATE:
+            self._reclaim.undo(lost)
+        elif lost.purpose is Purpose.FETCH and lost.context not in self._leaving:
+            self._local.drop_pages(lost.context, set(lost.move.dst_pages))
 
-    def _grow_mirror(self, context: Context, first: int, last: int) -> bool:
-        """Give every live page from index `first` to `last` a place in some tier, the best that has room;
-        False if they do not all fit."""
-        new = 0
-        for refs, live_from in zip(context.mirror, context.live_from, strict=True):
-            new += max(0, last - max(len(refs), live_from)) + refs[max(first, live_from) : last].count(ABSENT)
-        if new > self._num_free_in_tiers() and not context.is_running:
-            self._drop_redundant_mirrors(new)
-        if new > self._num_free_in_tiers():
-            return False
-        places = self._take_places(new)
-        for refs, live_from in zip(context.mirror, context.live_from, strict=True):
-            start = max(first, live_from)
-            holes = [index for index in range(start, min(last, len(refs))) if refs[index] == ABSENT]
-            for index in holes:
-                refs[index] = places.pop()
-            refs.extend([ABSENT] * (start - len(refs)))
-            more = last - max(len(refs), start)
-            if more > 0:
-                refs += places[-more:]
-                del places[-more:]
-        return True
-
-    def _num_free_in_tiers(self) -> int:
-        return sum(tier.num_free for tier in self.tiers.values())
-
-    def _drop_redundant_mirrors(self, count: int) -> None:
+    def _drop_redundant_mirrors(self, context: Context, count: int) -> None:
         """Have `count` free pages in the tiers, if mirrors of contexts that run can make the room: what is
         local need not be kept twice."""
-        for context in self.contexts if count > self._num_free_in_tiers() else ():
-            if context.is_running and self.drop_mirror(context) and count <= self._num_free_in_tiers():
+        home = context.home
+        assert home is not None
+        if count <= self._mirrors.num_free(home):
+            return
+        for other in self.contexts:
+            if other.is_running and self.drop_mirror(other) and count <= self._mirrors.num_free(home):
                 return
 
-    def _take_places(self, count: int) -> list[int]:
-        """Pages of the tiers, in the best that have room, as references."""
-        places: list[int] = []
-        for tier in self.tiers.values():
-            taken = min(count - len(places), tier.num_free)
-            places += [page_ref(tier.pool_id, page) for page in tier.allocate(taken)]
-        return places
-
-    def _recount(self, context: Context) -> None:
-        """Bring the pool's count of evictable pages up to date after a change to the context."""
-        if context.home is None:
+    def _lose_places(self, context: Context, places: list[tuple[int, int]]) -> None:
+        """Mirrored pages are gone: recompute from the first that has no local copy either."""
+        if self.drop_mirror(context):
             return
-        is_free = not context.moves_in_flight and not context.is_dirty and context in self._idle[context.home]
-        evictable = context.num_local if is_free else 0
-        self._evictable[context.home] += evictable - context.evictable
-        context.evictable = evictable
+        for group, index in places:
+            self._mirrors.drop(context, group, index, index + 1)
+        first = min(index for _, index in places)
+        page_tokens = self.layout.page_tokens
+        context.mirrored = context.mirror_target = min(context.mirrored, first * page_tokens)
+        missing = [index for _, index in context.absent(context.computed) if index >= first]
+        if missing:
+            self._forget_from(context, min(missing) * page_tokens)
 
-    def _wake(self, context: Context) -> None:
-        """The context is not idle any more."""
-        if context.home is not None:
-            self._idle[context.home].pop(context, None)
-            self._recount(context)
+    def _forget_from(self, context: Context, position: int) -> None:
+        """Positions from this one on have to be recomputed; all of them, if a window has moved past it."""
+        before = context.computed
+        if self._is_trimmed_behind(context, position):
+            self._release_all(context)
+        else:
+            context.computed = position
+            context.mirrored = context.mirror_target = min(context.mirrored, position)
+            self._local.cut(context, context.num_valid_pages)
+            if context.home is not None and not context.num_local:
+                self._local.release(context)
+        self.counters.dropped_contexts += 1
+        self.counters.dropped_tokens += before - context.computed
 
-    def _make_room(self, pool_id: int, count: int, *, besides: Context | None = None) -> bool:
-        """Have `count` free pages, if that loses nothing, by evicting what is idle longest; else change
-        nothing."""
-        pool = self.local_pools[pool_id]
-        if count <= pool.num_free:
-            return True
-        if count > self.num_available(pool_id, besides=besides):
-            return False
-        victims, short = [], count - pool.num_free
-        for context in self._idle[pool_id]:
-            if context.evictable and context is not besides:
-                victims.append(context)
-                short -= context.evictable
-                if short <= 0:
-                    break
-        for victim in victims:
-            self._evict(victim, count - pool.num_free)
-        return True
-
-    def _evict(self, context: Context, count: int) -> None:
-        """Drop local pages of a clean idle context, `count` if it has so many: its first ones."""
-        before = context.num_local
-        for group, table in enumerate(context.local):
-            short = count - (before - context.num_local)
-            present = [index for index, page in enumerate(table) if page != ABSENT][: max(0, short)]
-            if present:
-                self._drop_local(context, group, present[0], present[-1] + 1)
-        self.counters.evicted_pages += before - context.num_local
-        self._recount(context)
-        if not context.num_local:
-            self._release_local(context)
+    def _is_trimmed_behind(self, context: Context, position: int) -> bool:
+        """Whether pages are gone, behind a window, that a token at `position` would read."""
+        first_live = self.layout.first_live_page
+        return any(
+            live_from > first_live(group, position) for group, live_from in enumerate(context.live_from)
+        )
 
     def _settle(self, context: Context) -> None:
         """Once nothing touches the context any more: free what it left behind, and all of it if closed."""
         if context.moves_in_flight:
             return
+        self._mirrors.release_retired(context)
         old = self._leaving.pop(context, None)
         if old is not None:
-            self.local_pools[old.pool_id].release(old.pages)
+            self._local.pools[old.pool_id].release(old.pages)
         if context.is_closing and not context.is_running and context in self.contexts:
             self._release_all(context)
             del self.contexts[context]
 
     def _release_all(self, context: Context) -> None:
-        self._release_local(context)
-        for group, refs in enumerate(context.mirror):
-            self._drop_mirror(context, group, 0, len(refs))
-            refs.clear()
-        context.computed = context.mirrored = context.mirror_target = 0
+        self._local.release(context)
+        self._mirrors.drop_all(context)
+        context.computed = 0
         context.live_from = [0] * len(context.live_from)
-
-    def _release_local(self, context: Context) -> None:
-        if context.home is None:
-            return
-        self._cut(context, 0)
-        self._wake(context)
-        context.home = None
-
-    def _is_trimmed_behind(self, context: Context, position: int) -> bool:
-        """Whether pages are gone, behind a window, that a token at `position` would read."""
-        first_live = self.layout.first_live_page
-        return any(live_from > first_live(group, position) for group, live_from in enumerate(context.live_from))
-
-    def _cut(self, context: Context, first: int) -> None:
-        """Release local pages with index `first` or above."""
-        for group, table in enumerate(context.local):
-            self._drop_local(context, group, first, len(table))
-            del table[first:]
-
-    def _drop_local(self, context: Context, group: int, first: int, last: int) -> None:
-        assert context.home is not None or not context.num_local
-        table = context.local[group]
-        last = min(last, len(table))
-        pages = [page for page in table[first:last] if page != ABSENT]
-        if pages:
-            assert context.home is not None
-            self.local_pools[context.home].release(pages)
-            table[first:last] = [ABSENT] * (last - first)
-            context.num_local -= len(pages)
-
-    def _drop_mirror(self, context: Context, group: int, first: int, last: int) -> int:
-        refs = context.mirror[group]
-        last = min(last, len(refs))
-        dropped = [ref for ref in refs[first:last] if ref != ABSENT]
-        for ref in dropped:
-            self.tiers[pool_of(ref)].release([page_of(ref)])
-        refs[first:last] = [ABSENT] * max(0, last - first)
-        return len(dropped)
 
     def check_integrity(self) -> None:
         """Every page of every pool is free or somebody's, once; counts agree with tables. AssertionError."""
@@ -494,15 +422,14 @@ class ContextStore:
             assert len(present) == context.num_local
             if context.home is not None:
                 held[context.home] += present
-            for ref in (ref for refs in context.mirror for ref in refs if ref != ABSENT):
+            for ref in self._mirrors.held(context):
                 held[pool_of(ref)].append(page_of(ref))
             assert context.mirrored <= context.computed
-            assert context.moves_in_flight == sum(c is context for c, _ in self._moves.values())
+            assert context.moves_in_flight == len(self._moves.of_context(context))
             self._check_valid(context)
-        for pool_id, idle in self._idle.items():
-            assert self._evictable[pool_id] == sum(context.evictable for context in idle)
         for old in self._leaving.values():
             held[old.pool_id] += old.pages
+        self._local.check_integrity()
         for pool in (*self.local_pools.values(), *self.tiers.values()):
             pool.check_integrity(held[pool.pool_id])
 

@@ -215,8 +215,8 @@ class Operations:
 
     def lose(self, pool, *, trusted):
         lost = [context for context in self.store.contexts if context.home == pool]
-        self.moves = [m for m in self.moves if self.store._moves[m.move_id][0] not in lost]
         self.store.lose_moves(pool)
+        self.moves = [move for move in self.moves if move.move_id in self.store._moves]
         for context in lost:
             self.store.stop(context)
         for context in lost if not trusted else ():

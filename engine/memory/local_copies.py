@@ -1,0 +1,153 @@
+"""Local copies: the pages of contexts in the pools of the devices where they run, or ran last."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from engine.memory.context import ABSENT, Context
+from engine.memory.counters import StoreCounters
+from engine.memory.page import PageLayout
+from engine.memory.pool import PagePool
+
+
+class LocalCopies:
+    """Allocates, evicts and releases local pages. What is idle longest is evicted first."""
+
+    def __init__(self, layout: PageLayout, counters: StoreCounters) -> None:
+        self.pools: dict[int, PagePool] = {}
+        self._layout = layout
+        self._counters = counters
+        self._idle: dict[int, OrderedDict[Context, None]] = {}  # by pool: local but not running, oldest first
+        self._evictable: dict[int, int] = {}  # by pool: sum over its idle contexts
+
+    def add_pool(self, pool: PagePool) -> None:
+        """A device's pool; page 0 of it is not a context's (ABSENT)."""
+        assert pool.first > ABSENT
+        self.pools[pool.pool_id] = pool
+        self._idle[pool.pool_id] = OrderedDict()
+        self._evictable[pool.pool_id] = 0
+
+    # ------------------------------------------------------------------ room
+
+    def num_available(self, pool_id: int, *, besides: Context | None = None) -> int:
+        """Pages of the pool that are free, or could be freed at once without losing anything."""
+        own = besides.evictable if besides is not None and besides.home == pool_id else 0
+        return self.pools[pool_id].num_free + self._evictable[pool_id] - own
+
+    def make_room(self, pool_id: int, count: int, *, besides: Context | None = None) -> bool:
+        """Have `count` free pages, if that loses nothing, by evicting what is idle longest; else change
+        nothing."""
+        pool = self.pools[pool_id]
+        if count <= pool.num_free:
+            return True
+        if count > self.num_available(pool_id, besides=besides):
+            return False
+        victims, short = [], count - pool.num_free
+        for context in self._idle[pool_id]:
+            if context.evictable and context is not besides:
+                victims.append(context)
+                short -= context.evictable
+                if short <= 0:
+                    break
+        for victim in victims:
+            self._evict(victim, count - pool.num_free)
+        return True
+
+    def allocate(self, context: Context, end: int) -> None:
+        """Give every live position below `end` a local page; there is room."""
+        assert context.home is not None
+        pool, last = self.pools[context.home], self._layout.num_pages(end)
+        had_pages = context.num_local > 0
+        for table, live_from in zip(context.local, context.live_from, strict=True):
+            if had_pages:
+                holes = [i for i in range(live_from, min(last, len(table))) if table[i] == ABSENT]
+                for index, page in zip(holes, pool.allocate(len(holes)), strict=True):
+                    table[index] = page
+                context.num_local += len(holes)
+            else:
+                table.clear()
+            table.extend([ABSENT] * (live_from - len(table)))
+            more = pool.allocate(max(0, last - len(table)))
+            table.extend(more)
+            context.num_local += len(more)
+
+    # ------------------------------------------------------------------ idle contexts
+
+    def idle(self, pool_id: int) -> Iterable[Context]:
+        """Contexts with pages here that do not run, idle longest first."""
+        return self._idle[pool_id]
+
+    def rest(self, context: Context) -> None:
+        """The context, which has a local copy, does not run any more."""
+        assert context.home is not None
+        self._idle[context.home][context] = None
+
+    def wake(self, context: Context) -> None:
+        """The context is not idle any more."""
+        if context.home is not None:
+            self._idle[context.home].pop(context, None)
+            self.recount(context)
+
+    def recount(self, context: Context) -> None:
+        """Bring the pool's count of evictable pages up to date after a change to the context."""
+        if context.home is None:
+            return
+        is_free = not context.moves_in_flight and not context.is_dirty and context in self._idle[context.home]
+        evictable = context.num_local if is_free else 0
+        self._evictable[context.home] += evictable - context.evictable
+        context.evictable = evictable
+
+    # ------------------------------------------------------------------ release
+
+    def release(self, context: Context) -> None:
+        """Give up the whole local copy."""
+        if context.home is None:
+            return
+        self.cut(context, 0)
+        self.wake(context)
+        context.home = None
+
+    def cut(self, context: Context, first: int) -> None:
+        """Release local pages with index `first` or above."""
+        for group, table in enumerate(context.local):
+            self.drop(context, group, first, len(table))
+            del table[first:]
+
+    def drop(self, context: Context, group: int, first: int, last: int) -> None:
+        """Release the local pages with indices `first .. last - 1` of a group."""
+        assert context.home is not None or not context.num_local
+        table = context.local[group]
+        last = min(last, len(table))
+        pages = [page for page in table[first:last] if page != ABSENT]
+        if pages:
+            assert context.home is not None
+            self.pools[context.home].release(pages)
+            table[first:last] = [ABSENT] * (last - first)
+            context.num_local -= len(pages)
+
+    def drop_pages(self, context: Context, pages: set[int]) -> None:
+        """Release these local pages, wherever they stand in the tables: their content never came."""
+        for table in context.local:
+            for index, page in enumerate(table):
+                if page in pages:
+                    table[index] = ABSENT
+                    context.num_local -= 1
+        assert context.home is not None
+        self.pools[context.home].release(sorted(pages))
+
+    def _evict(self, context: Context, count: int) -> None:
+        """Drop local pages of a clean idle context, `count` if it has so many: its first ones."""
+        before = context.num_local
+        for group, table in enumerate(context.local):
+            short = count - (before - context.num_local)
+            present = [index for index, page in enumerate(table) if page != ABSENT][: max(0, short)]
+            if present:
+                self.drop(context, group, present[0], present[-1] + 1)
+        self._counters.evicted_pages += before - context.num_local
+        self.recount(context)
+        if not context.num_local:
+            self.release(context)
+
+    def check_integrity(self) -> None:
+        """The counts of evictable pages agree with the contexts. Raises AssertionError."""
+        for pool_id, idle in self._idle.items():
+            assert self._evictable[pool_id] == sum(context.evictable for context in idle)

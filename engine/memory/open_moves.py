@@ -1,0 +1,89 @@
+"""Moves that runners have been told to make and have not reported."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from engine.memory.context import Context
+from engine.memory.counters import StoreCounters
+from engine.messages import Move
+
+
+class Purpose(Enum):
+    """What a move is for."""
+
+    FETCH = "fetch"  # to the local pool of the device where the context will run
+    MIRROR = "mirror"  # out of it
+    RELOCATE = "relocate"  # from one tier to another, because the first wants its memory back
+
+
+@dataclass(frozen=True, slots=True)
+class OpenMove:
+    """A move in flight. `runner` is the local pool of the device whose runner makes it."""
+
+    context: Context
+    purpose: Purpose
+    runner: int
+    move: Move
+    places: list[tuple[int, int]] = field(default_factory=list)  # (group, page index), of a relocation
+
+
+class OpenMoves:
+    """Numbers moves and knows whose they are; counts them when they are complete."""
+
+    def __init__(self, counters: StoreCounters) -> None:
+        self._counters = counters
+        self._open: dict[int, OpenMove] = {}
+        self._last_id = 0
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __contains__(self, move_id: int) -> bool:
+        return move_id in self._open
+
+    def start(
+        self,
+        context: Context,
+        purpose: Purpose,
+        runner: int,
+        path: tuple[int, int],
+        pages: tuple[list[int], list[int]],
+        places: list[tuple[int, int]] | None = None,
+    ) -> Move:
+        """A new move between the pools of `path`; `pages` are its source and destination pages."""
+        self._last_id += 1
+        move = Move(
+            move_id=self._last_id,
+            src_pool=path[0],
+            dst_pool=path[1],
+            src_pages=pages[0],
+            dst_pages=pages[1],
+            urgent=purpose is Purpose.FETCH,
+        )
+        self._open[move.move_id] = OpenMove(context, purpose, runner, move, places or [])
+        context.moves_in_flight += 1
+        return move
+
+    def finish(self, move_id: int, duration_ns: int) -> OpenMove:
+        """All bytes of the move have arrived."""
+        done = self._take(move_id)
+        path = (done.move.src_pool, done.move.dst_pool)
+        self._counters.count_move(path, len(done.move.src_pages), duration_ns)
+        return done
+
+    def lose(self, runner: int) -> list[OpenMove]:
+        """The runner is gone: forget its moves, and return them."""
+        lost = [move_id for move_id, open_move in self._open.items() if open_move.runner == runner]
+        return [self._take(move_id) for move_id in lost]
+
+    def of_context(self, context: Context) -> list[OpenMove]:
+        return [open_move for open_move in self._open.values() if open_move.context is context]
+
+    def touching(self, pool_id: int) -> set[Context]:
+        """Contexts that are being moved from or to this pool."""
+        return {o.context for o in self._open.values() if pool_id in (o.move.src_pool, o.move.dst_pool)}
+
+    def _take(self, move_id: int) -> OpenMove:
+        taken = self._open.pop(move_id)
+        taken.context.moves_in_flight -= 1
+        return taken

@@ -1,0 +1,65 @@
+"""Which tier takes a mirror: the better link first, equally good lenders in turn, the host last.
+
+Pure: links are what NVML or the configuration says of them, reach is what runners reported.
+"""
+
+from collections.abc import Mapping
+
+DEFAULT_PEER_BYTES_PER_S = 1e11  # of a link that nobody described: any peer is better than the host
+
+Links = Mapping[tuple[str, str], float]
+"""(device, device) -> bytes per second, one entry for both directions or one for each."""
+
+
+class Placement:
+    """Knows which device each pool is on, and which pools each device can reach.
+
+    A pool that a device cannot map is no tier for it: its mirrors fall back to the next best by themselves.
+    """
+
+    def __init__(self, links: Links | None = None) -> None:
+        self._links = links or {}
+        self._homes: dict[int, str] = {}
+        self._tiers: dict[int, str | None] = {}  # None: the host
+        self._unreachable: dict[int, frozenset[int]] = {}  # by local pool
+        self._order: dict[int, list[list[int]]] = {}  # answers of `classes`, until something changes
+
+    def add_home(self, pool_id: int, device: str, unreachable: frozenset[int] = frozenset()) -> None:
+        """A local pool, and the pools that its device has not mapped (the last call counts)."""
+        self._homes[pool_id] = device
+        self._unreachable[pool_id] = unreachable
+        self._order.clear()
+
+    def add_tier(self, pool_id: int, device: str | None) -> None:
+        """A pool for mirrors, in the memory of `device` (None: of the host)."""
+        self._tiers[pool_id] = device
+        self._order.clear()
+
+    def remove_tier(self, pool_id: int) -> None:
+        del self._tiers[pool_id]
+        self._order.clear()
+
+    def reaches(self, home: int, pool_id: int) -> bool:
+        """Whether the runner of local pool `home` can move pages from and to this pool."""
+        return pool_id not in self._unreachable.get(home, ())
+
+    def classes(self, home: int) -> list[list[int]]:
+        """Tiers for mirrors of contexts at `home`, best first; those in one list are equally good."""
+        known = self._order.get(home)
+        if known is None:
+            known = self._order[home] = self._sort(home)
+        return known
+
+    def _sort(self, home: int) -> list[list[int]]:
+        by_speed: dict[float, list[int]] = {}
+        for pool_id, device in self._tiers.items():
+            if self.reaches(home, pool_id):
+                by_speed.setdefault(self._bytes_per_s(home, device), []).append(pool_id)
+        return [by_speed[speed] for speed in sorted(by_speed, reverse=True)]
+
+    def _bytes_per_s(self, home: int, device: str | None) -> float:
+        if device is None:
+            return 0.0
+        here = self._homes.get(home, "")
+        known = self._links.get((here, device), self._links.get((device, here)))
+        return known if known is not None else DEFAULT_PEER_BYTES_PER_S
