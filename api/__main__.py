@@ -1,91 +1,31 @@
-"""`python -m api`: serve HTTP for the engine of the same configuration."""
+"""`python -m api`: serve HTTP for the engine of the same configuration.
+
+This process only binds the address and looks after its workers; see `api.worker` for what serves.
+"""
 
 import argparse
 import asyncio
-import logging
-import os
-import signal
-import socket
 import sys
-import threading
 
-import uvloop
-from prometheus_client import disable_created_metrics
-
-from api.app import make_app
-from api.banner import banner
-from api.engine_client import EngineClient
-from api.errors import unavailable
-from api.server import HttpServer, PortError, listen
-from api.services import Services
-from engine.config import Config, ConfigError, load_config
-from engine.messages import ModelCard
-
-CLOSE_GRACE_S = 1.0
-HARD_EXIT_S = 5.0  # beyond drain_s: nothing, not even a thread that hangs, keeps the process longer
-
-logger = logging.getLogger("api")
+from api.logs import set_up_logging
+from api.server import PortError, listen
+from api.workers import Workers
+from engine.config import ConfigError, load_config
 
 
 def main() -> int:
     """Exit code: 0 after an orderly end, 2 when there is something to correct before a start."""
-    parser = argparse.ArgumentParser(prog="python -m api", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m api", description="The HTTP side of Fairslice.")
     parser.add_argument("--config", metavar="FILE", help="configuration (default: fairslice.toml, if there)")
     arguments = parser.parse_args()
-    disable_created_metrics()  # type: ignore[no-untyped-call]
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         config = load_config(arguments.config)
-        sock = listen(config.server.host, config.server.port)
+        sockets = listen(config.server.host, config.server.port, config.server.workers)
     except (ConfigError, PortError) as error:
         print(f"fairslice api: {error}", file=sys.stderr)
         return 2
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(config, sock))
-    return 0
-
-
-async def serve(config: Config, sock: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT, then let running requests finish for `server.drain_s`."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    port: int = sock.getsockname()[1]
-    first = True
-
-    def on_ready(card: ModelCard) -> None:
-        nonlocal first
-        if first:
-            first = False
-            print(banner(card, config.server.host, port), flush=True)
-
-    services = Services.make(config, EngineClient(config.socket_path, on_ready))
-    app = make_app(services)
-    server = HttpServer(app, sock)
-    async with app.router.lifespan_context(app):
-        await server.start()
-        await stop.wait()
-        _exit_at_last(config.server.drain_s + HARD_EXIT_S)
-        await shut_down(server, services)
-
-
-async def shut_down(server: HttpServer, services: Services) -> None:
-    """No new work; what runs may finish for `drain_s`; then everything is ended, read or not."""
-    drain_s = services.config.server.drain_s
-    services.generations.is_draining = True
-    logger.info("shutting down: %d requests may finish for %.0f s", len(services.generations), drain_s)
-    if not await services.generations.wait_idle(drain_s):
-        logger.warning("ending %d requests that did not finish in time", len(services.generations))
-        services.streams.cut_stuck()
-        services.generations.interrupt_all(unavailable("The server is shutting down", "shutting_down"))
-    await server.close(CLOSE_GRACE_S)
-
-
-def _exit_at_last(delay_s: float) -> None:
-    timer = threading.Timer(delay_s, os._exit, (1,))
-    timer.daemon = True
-    timer.start()
+    set_up_logging(config.server.log_format)
+    return asyncio.run(Workers(config, arguments.config, sockets).run())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ client of an engine that died sees a pause and nothing else.
 import asyncio
 import logging
 import secrets
+import time
+from collections import deque
 from collections.abc import Callable
 
 from api.errors import rejected, unavailable
@@ -34,6 +36,7 @@ ADMISSION_WAIT_S = 10.0  # and this long for its answer
 STATS_WAIT_S = 2.0
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 1.0
+ABORT_MEMORY_S = 10.0  # an abort that was sent so shortly before a connection broke may not have arrived
 
 
 class EngineClient:
@@ -51,7 +54,7 @@ class EngineClient:
         self._welcomed = asyncio.Event()
         self._requests: dict[str, OpenRequest] = {}
         self._unsent: set[str] = set()  # open requests not yet submitted on this connection
-        self._unsent_aborts: list[str] = []
+        self._aborted: deque[tuple[float, list[str]]] = deque()  # (time, prompts), to be sent again
         self._prompts: dict[str, OpenPrompt] = {}
         self._stats: dict[int, asyncio.Future[Stats]] = {}
         self._next_serial = 0
@@ -169,9 +172,9 @@ class EngineClient:
         self._stream = stream
         self._unsent = set(self._requests)
         self._send(Hello(api_id=self._api_id))
-        if self._unsent_aborts:
-            self._send_abort(self._unsent_aborts)
-            self._unsent_aborts = []
+        aborted = [prompt_id for _, prompt_ids in self._aborted for prompt_id in prompt_ids]
+        if aborted:
+            self._send(Abort(prompt_ids=aborted))
         return True
 
     def _on_close(self, error: Exception | None) -> None:
@@ -181,11 +184,13 @@ class EngineClient:
         self._closed.set()
 
     def _send_abort(self, prompt_ids: list[str]) -> None:
-        """At once, or as soon as the engine is back: it may still have the prompts."""
-        if self._stream is None:
-            self._unsent_aborts += prompt_ids
-        else:
-            self._send(Abort(prompt_ids=prompt_ids))
+        """At once, and again on the next connection: the engine may not have read it, or may be away and
+        still have the prompts. One that does not know them does nothing."""
+        now_s = time.monotonic()
+        while self.is_connected and self._aborted and self._aborted[0][0] < now_s - ABORT_MEMORY_S:
+            self._aborted.popleft()
+        self._aborted.append((now_s, prompt_ids))
+        self._send(Abort(prompt_ids=prompt_ids))
 
     def _send(self, message: Abort | GetStats | Hello | Submit) -> None:
         if self._stream is not None:

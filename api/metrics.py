@@ -4,10 +4,11 @@ A metric that means what vLLM's does bears its name, so that dashboards for it w
 `fairslice:`.
 """
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -17,6 +18,8 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from engine.messages import Sample
+
+SHARED_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's; read when it is imported
 
 _FAST_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 40.0)
 _SLOW_S = (0.1, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 960.0)
@@ -60,13 +63,23 @@ class Metrics:
             "Streams cut off as nobody read them",
             registry=self.registry,
         )
-        self.open_streams = Gauge("fairslice:open_streams", "Streams being sent", registry=self.registry)
+        self.open_streams = Gauge(
+            "fairslice:open_streams",
+            "Streams being sent",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
 
     def render(self, samples: Iterable[Sample]) -> bytes:
-        """The text format, with the engine's samples after ours."""
+        """The text format, with the engine's samples after ours. Where several workers run, ours are the
+        sums over all of them: `api.workers` gave them a folder to share their counters in."""
+        ours = self.registry
+        if SHARED_VARIABLE in os.environ:
+            ours = CollectorRegistry()
+            multiprocess.MultiProcessCollector(ours)  # type: ignore[no-untyped-call]
         engine = CollectorRegistry()
         engine.register(_EngineSamples(list(samples)))
-        return generate_latest(self.registry) + generate_latest(engine)
+        return generate_latest(ours) + generate_latest(engine)
 
 
 class RequestTimer:

@@ -6,13 +6,19 @@ cannot hold up, and a way to close one connection at once. So the loop that acce
 
 import asyncio
 import socket
+from itertools import chain
 
+import h11
+import msgspec
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config as HypercornConfig
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import LifespanState
 from starlette.applications import Starlette
+
+from api.errors import ApiError
 
 BACKLOG = 4096
 MAX_HEADER_BYTES = 64 * 1024
@@ -23,19 +29,72 @@ class PortError(Exception):
     """The address cannot be listened on; the message is one line for a person."""
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises PortError."""
+def listen(host: str, port: int, count: int = 1) -> list[socket.socket]:
+    """`count` listening sockets on one address, among which the kernel spreads connections.
+
+    Raises PortError, also where another server of this user shares its port in the same way.
+    """
+    sockets = [_bound(host, port, shared=False)]
+    if count > 1:
+        port = sockets.pop().getsockname()[1]  # closed again: it only showed that the port is free
+        sockets = [_bound(host, port, shared=True) for _ in range(count)]
+    for sock in sockets:
+        sock.setblocking(False)
+    return sockets
+
+
+def _bound(host: str, port: int, *, shared: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((host, port))
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         raise PortError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-    sock.setblocking(False)
     return sock
+
+
+class _H11(H11Protocol):
+    """Answers what is no HTTP, or has too much of it before the body, as we answer every error."""
+
+    async def _send_error_response(self, status_code: int) -> None:
+        message = "The request is not valid HTTP"
+        if status_code == 431:
+            message = f"The headers are over the limit of {MAX_HEADER_BYTES} bytes"
+        body = msgspec.json.encode(ApiError(status_code, message, code="invalid_http").body())
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        own = self.config.response_headers("h11")
+        await self._send_h11_event(h11.Response(status_code=status_code, headers=list(chain(headers, own))))
+        await self._send_h11_event(h11.Data(data=body))
+        await self._send_h11_event(h11.EndOfMessage())
+
+
+class _TCPServer(TCPServer):
+    """Hypercorn's server of one connection, with our HTTP/1.1."""
+
+    async def _read_data(self) -> None:
+        wrapper = self.protocol
+        if isinstance(wrapper.protocol, H11Protocol):
+            wrapper.protocol = _H11(
+                wrapper.app,
+                wrapper.config,
+                wrapper.context,
+                wrapper.task_group,
+                wrapper.state,
+                wrapper.ssl,
+                wrapper.client,
+                wrapper.server,
+                wrapper.send,
+            )
+        await super()._read_data()
 
 
 class HttpServer:
@@ -84,9 +143,9 @@ class HttpServer:
         task = asyncio.current_task()
         assert task is not None
         self._connections[task] = writer.transport
-        state = LifespanState({"transport": writer.transport})
+        state = LifespanState({"writer": writer})
         try:
-            await TCPServer(
+            await _TCPServer(
                 self._app, asyncio.get_running_loop(), self._config, self._context, state, reader, writer
             )
         finally:

@@ -7,13 +7,13 @@ One that does not read at all is cut off: nothing but its own stream waits for i
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.body_writer import BodyWriter, body_writer
 from api.choices import Choice, Piece
 from api.connection import ClientGoneError, Connection
 from api.errors import ApiError, internal_error
@@ -66,19 +66,19 @@ class EventStream(Response):
         self._generations = generations
         self._open_streams = open_streams
         self._ping = False
-        self._cut: Callable[[], None] = lambda: None
+        self._writer: BodyWriter | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection: Connection = scope["state"]["connection"]
-        self._cut = _cutter(scope)
+        self._writer = body_writer(scope, send)
         self._open_streams.add(self)
         try:
             async with connection.watched(self.generation.client_gone):
                 await send(
                     {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
                 )
-                await self._send(send, self._format.opening())
-                await self._send_pieces(send)
+                await self._write(self._format.opening())
+                await self._write_pieces()
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         except ClientGoneError:
             logger.debug("the client of %s is gone", self.generation.plan.submit.request_id)
@@ -94,33 +94,34 @@ class EventStream(Response):
     def cut(self) -> None:
         """Close the connection of a reader that does not read."""
         self.generation.client_gone()
-        self._cut()
+        if self._writer is not None:
+            self._writer.cut()
 
-    async def _send_pieces(self, send: Send) -> None:
+    async def _write_pieces(self) -> None:
         generation, write = self.generation, self._format.piece
         try:
             while not generation.is_done:
                 await generation.changed()
                 chunks = [write(choice, piece) for choice, piece in generation.advance()]
                 if chunks:
-                    await self._send(send, b"".join(chunks))
+                    await self._write(b"".join(chunks))
                 elif self._ping:
-                    await self._send(send, PING)
+                    await self._write(PING)
                 self._ping = False
-            await self._send(send, self._format.closing())
+            await self._write(self._format.closing())
         except ApiError as error:
-            await self._send(send, event(error.body()))
+            await self._write(event(error.body()))
         except ClientGoneError:
             raise
         except Exception:
             logger.exception("a stream failed")
-            await self._send(send, event(internal_error().body()))
+            await self._write(event(internal_error().body()))
 
-    async def _send(self, send: Send, chunk: bytes) -> None:
+    async def _write(self, chunk: bytes) -> None:
+        assert self._writer is not None
         if chunk:
-            now_s = time.monotonic()
-            self.sending_since_s = self.last_sent_s = now_s
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            self.sending_since_s = self.last_sent_s = time.monotonic()
+            await self._writer.write(chunk)
             self.sending_since_s = None
 
 
@@ -174,18 +175,3 @@ class OpenStreams:
                 behind,
             )
             stream.cut()
-
-
-def _cancel(task: asyncio.Task[object]) -> None:
-    task.cancel()
-
-
-def _cutter(scope: Scope) -> Callable[[], None]:
-    """What closes the connection at once. Streams of one HTTP/2 connection share it: there, only the task
-    of this stream is ended."""
-    transport: asyncio.Transport | None = scope["state"].get("transport")
-    if scope["http_version"] == "2" or transport is None:
-        task = asyncio.current_task()
-        assert task is not None
-        return partial(_cancel, task)
-    return transport.abort

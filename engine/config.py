@@ -117,6 +117,7 @@ class ServerConfig(Table, frozen=True, kw_only=True):
     max_prompts_per_request: Positive = 128  # prompts times n
     default_max_tokens: Positive | None = None  # None: 16 for completions (as OpenAI), the rest for chat
     drain_s: Seconds = 30.0  # running streams may finish for this long after SIGTERM
+    log_format: Literal["text", "json"] = "text"
 
 
 class EngineConfig(Table, frozen=True, kw_only=True):

@@ -122,7 +122,11 @@ async def answer(
     shown_headers = {"x-request-id": _request_id(request, plan)} | (headers or {})
     if body.stream:
         generation = await services.generations.start(plan, timer)
-        stream_format = make_format(generation, options)
+        try:
+            stream_format = make_format(generation, options)
+        except BaseException:
+            services.generations.finish(generation)
+            raise
         return EventStream(generation, stream_format, services.generations, services.streams, shown_headers)
     connection: Connection = request.state.connection
     async with (

@@ -128,7 +128,7 @@ async def running_api(
         engine = FakeEngine(path, **engine_fields)
         services = Services.make(config, EngineClient(config.socket_path))
         app = make_app(services)
-        http = HttpServer(app, listen("127.0.0.1", 0))
+        http = HttpServer(app, listen("127.0.0.1", 0)[0])
         if start_engine:
             await engine.start()
         async with app.router.lifespan_context(app):

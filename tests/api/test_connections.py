@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from api import streams
-from api.__main__ import shut_down
+from api.worker import shut_down
 from engine.config import ServerConfig
 from engine.messages import PromptSpec
 from tests.api.fake_engine import CARD, say
