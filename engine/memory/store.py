@@ -11,8 +11,8 @@ it:
    slice. Pages behind a sliding window are given up by positions that the runner has *reported*.
 4. A closed context is released when it does not run and its last move is complete.
 
-The parts: local copies (`local_copies`), mirrors in the tiers (`mirrors`), moves in flight (`open_moves`), and
-segments of tiers that are wanted back (`reclaim`).
+The parts: local copies (`local_copies`), mirrors in the tiers (`mirrors`), moves in flight (`open_moves`), segments
+of tiers that are wanted back (`reclaim`).
 """
 
 from dataclasses import dataclass
