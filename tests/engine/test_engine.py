@@ -108,7 +108,7 @@ def test_refusals(tmp_path):
         ('[[models]]\npath = "/nowhere"\n', "/nowhere"),
         ("[scheduler]\nslice = 3\n", "scheduler.slice: unknown key"),
         ('[[devices]]\nname = "cuda:9"\n', "cuda:9"),
-        ('[[models]]\npath = "dummy:tiny"\n[[devices]]\nname = "cpu"\nmemory = "64KiB"\n', "devices.memory"),
+        ('[[models]]\npath = "dummy:tiny"\n[[devices]]\nname = "cpu"\nmemory = "16KiB"\n', "devices.memory"),
     ],
 )
 def test_a_start_that_cannot_work_says_why_in_one_line(tmp_path, config, complaint):
