@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import Protocol
 
 from engine.memory.context import ABSENT, Context
 from engine.memory.counters import StoreCounters
@@ -9,11 +10,22 @@ from engine.memory.page import PageLayout
 from engine.memory.pool import PagePool
 
 
+class Landlord(Protocol):
+    """Has what a local pool has lent out."""
+
+    def num_regainable(self, pool_id: int) -> int:
+        """Pages that the pool could have back at once."""
+
+    def regain(self, pool_id: int, num_pages: int) -> None:
+        """Give so many back: at once what can be, the rest by and by."""
+
+
 class LocalCopies:
     """Allocates, evicts and releases local pages. What is idle longest is evicted first."""
 
     def __init__(self, layout: PageLayout, counters: StoreCounters) -> None:
         self.pools: dict[int, PagePool] = {}
+        self.landlord: Landlord | None = None
         self._layout = layout
         self._counters = counters
         self._idle: dict[int, OrderedDict[Context, None]] = {}  # by pool: local but not running, oldest first
@@ -31,12 +43,15 @@ class LocalCopies:
     def num_available(self, pool_id: int, *, besides: Context | None = None) -> int:
         """Pages of the pool that are free, or could be freed at once without losing anything."""
         own = besides.evictable if besides is not None and besides.home == pool_id else 0
-        return self.pools[pool_id].num_free + self._evictable[pool_id] - own
+        lent = self.landlord.num_regainable(pool_id) if self.landlord is not None else 0
+        return self.pools[pool_id].num_free + lent + self._evictable[pool_id] - own
 
     def make_room(self, pool_id: int, count: int, *, besides: Context | None = None) -> bool:
-        """Have `count` free pages, if that loses nothing, by evicting what is idle longest; else change
-        nothing."""
+        """Have `count` free pages, if that loses nothing: take back what was lent, and evict what is idle
+        longest. Else nothing changes, but lent pages are on their way back."""
         pool = self.pools[pool_id]
+        if count > pool.num_free and self.landlord is not None:
+            self.landlord.regain(pool_id, count - pool.num_free)
         if count <= pool.num_free:
             return True
         if count > self.num_available(pool_id, besides=besides):

@@ -14,7 +14,7 @@ from engine.memory.pool import PagePool
 
 
 class Market(Protocol):
-    """Where segments of leased pools come from."""
+    """Where leased tiers get their segments."""
 
     def num_on_offer(self, pool_id: int) -> int:
         """Pages that this pool could be given now."""

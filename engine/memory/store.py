@@ -11,15 +11,15 @@ it:
    slice. Pages behind a sliding window are given up by positions that the runner has *reported*.
 4. A closed context is released when it does not run and its last move is complete.
 
-The parts: local copies (`local_copies`), mirrors in the tiers (`mirrors`), moves in flight (`open_moves`), segments
-of tiers that are wanted back (`reclaim`).
+The parts: local copies (`local_copies`), mirrors in the tiers (`mirrors`), moves in flight (`open_moves`),
+and segments of tiers that are wanted back (`reclaim`).
 """
 
 from dataclasses import dataclass
 
 from engine.memory.context import ABSENT, Context, page_of, page_ref, pool_of
 from engine.memory.counters import StoreCounters
-from engine.memory.local_copies import LocalCopies
+from engine.memory.local_copies import Landlord, LocalCopies
 from engine.memory.mirrors import Market, Mirrors
 from engine.memory.open_moves import OpenMove, OpenMoves, Purpose
 from engine.memory.page import PageLayout
@@ -75,8 +75,12 @@ class ContextStore:
         self.placement.add_tier(pool.pool_id, device)
 
     def set_market(self, market: Market) -> None:
-        """Where leased pools get their segments."""
+        """Where leased tiers get their segments."""
         self._mirrors.market = market
+
+    def set_landlord(self, landlord: Landlord) -> None:
+        """Who has what local pools have lent out."""
+        self._local.landlord = landlord
 
     # ------------------------------------------------------------------ opening and closing
 
@@ -291,25 +295,22 @@ class ContextStore:
                     moves += relocated
         return moves
 
-    def lose_tier(self, pool_id: int) -> None:
-        """The bytes of this tier are gone or not to be trusted. Contexts with a move from or to it
-        (`touching`) have been closed; what the others lose will be recomputed."""
-        for context in [c for c in self.contexts if not c.is_closing]:
-            assert not context.moves_in_flight or context not in self._moves.touching(pool_id)
-            lost = [
-                (group, index)
-                for group, refs in enumerate(context.mirror)
-                for index, ref in enumerate(refs)
-                if ref != ABSENT and pool_of(ref) == pool_id
-            ]
-            if lost:
-                self.counters.lost_pages += len(lost)
-                self._lose_places(context, lost)
+    def lose_segment(self, pool_id: int, number: int) -> None:
+        """The bytes of a leased segment are gone. Contexts that hold some and are on the move (`entangled`)
+        have been closed; what the others had nowhere else will be recomputed."""
+        for context in self._mirrors.holders(pool_id, number):
+            places = self._mirrors.places_in(context, pool_id, number)
+            if places and not context.is_closing:
+                assert not context.moves_in_flight
+                self.counters.lost_pages += len(places)
+                self._lose_places(context, places)
                 self._local.recount(context)
 
-    def touching(self, pool_id: int) -> set[Context]:
-        """Contexts that are being moved from or to this pool."""
-        return self._moves.touching(pool_id)
+    def entangled(self, pool_id: int) -> set[Context]:
+        """Contexts with a move in flight that hold pages of this tier, or are about to."""
+        moving = {context for context in self.contexts if context.moves_in_flight}
+        holding = {c for c in moving if any(pool_of(ref) == pool_id for ref in self._mirrors.held(c))}
+        return holding | self._moves.touching(pool_id)
 
     # ------------------------------------------------------------------ inner workings
 

@@ -1,0 +1,274 @@
+"""Lending in motion: offers by demand, grants as mirrors grow, recalls, and pages that come back.
+
+Pure: stores do the bookkeeping of pages, `LeaseBook` that of leases; here they meet. A lender is a piece of
+memory, known by name: that of a device on which nothing runs, which offers all of it, or the page pool of a
+device that serves, which offers what it has not needed for a while. A borrower is a model. Each pair has a
+pool of its own, with pages of the borrower's size over all of the lender's memory, of which the borrower uses
+those that lie in its leased segments.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from engine.memory.leases import Lease, LeaseBook, Recall
+from engine.memory.pool import PagePool
+from engine.memory.returns import PagesReturned
+from engine.memory.store import ContextStore
+
+TERM_NS = 30_000_000_000
+RENEW_NS = 1_000_000_000
+CALM_NS = 2_000_000_000  # memory is surplus that was free for so long
+
+
+@dataclass(slots=True)
+class Owner:
+    """The model that runs on a lender. At least `keep_pages` stay free, at most `max_segments` are lent."""
+
+    store: ContextStore
+    pool: PagePool
+    keep_pages: int
+    max_segments: int
+    since_ns: int = 0
+    low_water: int = 0  # fewest free pages since then
+
+    @property
+    def pages_per_segment(self) -> int:
+        return self.pool.segment_bytes // self.pool.page_bytes
+
+
+@dataclass(slots=True)
+class OpenRecall:
+    """A leased segment that is being emptied."""
+
+    lease: Lease
+    pool: PagePool
+    since_ns: int
+    returned: PagesReturned | None  # to an owner, page by page
+
+
+@dataclass(slots=True)
+class Lender:
+    """`pools` are its memory as its borrowers see it."""
+
+    name: str
+    device: str
+    num_segments: int
+    segment_bytes: int
+    owner: Owner | None  # None: nothing runs there
+    pools: dict[str, PagePool] = field(default_factory=dict)
+    recalls: dict[int, OpenRecall] = field(default_factory=dict)  # by segment
+
+
+@dataclass(slots=True)
+class LendingCounters:
+    """Totals since the start, in segments."""
+
+    granted: int = 0
+    recalled: int = 0
+    returned: int = 0
+    expired: int = 0
+    reclaim_ns: int = 0  # from the recall of a segment to its return, summed
+    longest_reclaim_ns: int = 0
+
+
+class Lending:
+    """The lenders and borrowers of one engine."""
+
+    def __init__(self, term_ns: int = TERM_NS) -> None:
+        self.book = LeaseBook(term_ns)
+        self.lenders: dict[str, Lender] = {}
+        self.borrowers: dict[str, ContextStore] = {}
+        self.counters = LendingCounters()
+        self._by_pool: dict[int, tuple[Lender, str]] = {}  # tier -> its lender and its borrower
+        self._by_owned: dict[int, tuple[Lender, Owner]] = {}  # local pool -> its lender and its owner
+        self._now_ns = 0
+        self._renewed_ns = 0
+
+    # ------------------------------------------------------------------ who takes part
+
+    def add_lender(
+        self, name: str, device: str, num_segments: int, segment_bytes: int, owner: Owner | None = None
+    ) -> None:
+        """Memory of `device`. Without an owner all of it is on offer from now on."""
+        lender = self.lenders[name] = Lender(name, device, num_segments, segment_bytes, owner)
+        self.book.offer(name, range(num_segments) if owner is None else ())
+        if owner is not None:
+            owner.since_ns = self._now_ns
+            self._by_owned[owner.pool.pool_id] = (lender, owner)
+            owner.store.set_landlord(self)
+
+    def add_borrower(self, name: str, store: ContextStore) -> None:
+        """A model whose contexts may live in the memory of lenders."""
+        self.borrowers[name] = store
+        store.set_market(self)
+
+    def connect(self, lender: str, borrower: str, pool: PagePool) -> None:
+        """`pool`, which has no pages yet, covers the lender's memory with pages of the borrower's."""
+        assert pool.segment_bytes == self.lenders[lender].segment_bytes
+        self.lenders[lender].pools[borrower] = pool
+        self._by_pool[pool.pool_id] = (self.lenders[lender], borrower)
+        self.borrowers[borrower].add_tier(pool, self.lenders[lender].device)
+
+    def lose_lender(self, name: str, *, is_gone: bool) -> None:
+        """Its bytes are not to be trusted; with `is_gone` its memory is not to be used any more either.
+
+        Contexts that hold pages there and are on the move (`ContextStore.entangled`) have been closed; the
+        others recompute what they had there and nowhere else.
+        """
+        lender = self.lenders[name]
+        leases = self.book.lender_gone(name) if is_gone else self.book.leases_from(name)
+        for lease in leases:
+            pool = lender.pools[lease.borrower]
+            self.borrowers[lease.borrower].lose_segment(pool.pool_id, lease.segment)
+            if is_gone:
+                self._open_recall(lender, lease)
+        self._take_returns(lender)
+
+    def restore_lender(self, name: str) -> None:
+        """A lender that was gone has memory again."""
+        lender = self.lenders[name]
+        if lender.owner is None:
+            leased = {lease.segment for lease in self.book.leases_from(name)}
+            self.book.offer(name, set(range(lender.num_segments)) - leased)
+
+    # ------------------------------------------------------------------ the market, for borrowers' stores
+
+    def num_on_offer(self, pool_id: int) -> int:
+        """Pages that this tier's borrower could lease now, at least."""
+        lender, borrower = self._by_pool[pool_id]
+        num_pages = _pages_per_segment(lender.pools[borrower])
+        return self.book.num_available(lender.name, borrower) * num_pages if num_pages else 0
+
+    def lease(self, pool_id: int, num_pages: int) -> None:
+        """Lease segments for `num_pages` in this tier, as far as they are on offer."""
+        lender, borrower = self._by_pool[pool_id]
+        pool = lender.pools[borrower]
+        if not _pages_per_segment(pool):
+            return
+        count = -(-num_pages // _pages_per_segment(pool))
+        for segment in self.book.borrow(lender.name, borrower, count, self._now_ns):
+            pool.add(segment, pool.whole_pages(segment))
+            self.counters.granted += 1
+
+    # ------------------------------------------------------------------ the landlord, for owners' stores
+
+    def num_regainable(self, pool_id: int) -> int:
+        """Pages that the owner of this local pool could have back at once."""
+        owned = self._by_owned.get(pool_id)
+        return self.book.num_on_offer(owned[0].name) * owned[1].pages_per_segment if owned else 0
+
+    def regain(self, pool_id: int, num_pages: int) -> None:
+        """The owner of this local pool needs `num_pages` more: what is on offer is its own at once; as much
+        as is missing then is recalled."""
+        if pool_id not in self._by_owned:
+            return
+        lender, owner = self._by_owned[pool_id]
+        owner.since_ns, owner.low_water = self._now_ns, 0
+        count = -(-num_pages // owner.pages_per_segment)
+        for segment in self.book.take_back(lender.name, count):
+            owner.pool.add(segment, owner.pool.whole_pages(segment))
+            count -= 1
+        count -= sum(recall.lease.recall is Recall.OWNER for recall in lender.recalls.values())
+        for lease in self.book.recall(lender.name, max(0, count)):
+            self._open_recall(lender, lease)
+        self._take_returns(lender)
+
+    # ------------------------------------------------------------------ the turn
+
+    def tick(self, now_ns: int, alive: Collection[str] | None = None) -> None:
+        """Look after everything; called in every turn of the engine. `alive` are the borrowers with a runner
+        that works (None: all)."""
+        self._now_ns = now_ns
+        if now_ns - self._renewed_ns >= RENEW_NS:
+            self._renewed_ns = now_ns
+            for borrower in self.borrowers if alive is None else alive:
+                self.book.renew(borrower, now_ns)
+            self._end_expired(now_ns)
+        for lease in self.book.rebalance():
+            self._open_recall(self.lenders[lease.lender], lease)
+        for lender in self.lenders.values():
+            self._take_returns(lender)
+            if lender.owner is not None:
+                self._offer_surplus(lender, lender.owner)
+
+    def _end_expired(self, now_ns: int) -> None:
+        """A borrower that is dead cannot move its pages out: they are dropped, and come back at once."""
+        for lease in self.book.expired(now_ns):
+            lender, store = self.lenders[lease.lender], self.borrowers[lease.borrower]
+            if not store.num_moves_in_flight:
+                store.lose_segment(lender.pools[lease.borrower].pool_id, lease.segment)
+                self._open_recall(lender, lease)
+                self.counters.expired += 1
+
+    def _open_recall(self, lender: Lender, lease: Lease) -> None:
+        """Have the lease's segment emptied; its store does it by and by."""
+        if lease.segment in lender.recalls:
+            return
+        pool, owner = lender.pools[lease.borrower], lender.owner
+        self.borrowers[lease.borrower].recall(pool.pool_id, [lease.segment])
+        is_owners = owner is not None and lease.recall is Recall.OWNER
+        returned = PagesReturned(pool, owner.pool, lease.segment) if owner is not None and is_owners else None
+        lender.recalls[lease.segment] = OpenRecall(lease, pool, self._now_ns, returned)
+        self.counters.recalled += 1
+
+    def _take_returns(self, lender: Lender) -> None:
+        """Freed pages of recalled segments are the owner's as they empty; a segment that is empty is
+        returned."""
+        for segment, recall in list(lender.recalls.items()):
+            if recall.returned is not None and lender.owner is not None:
+                lender.owner.pool.add(segment, recall.returned.take())
+            if recall.pool.is_empty(segment):
+                recall.pool.remove(segment)
+                del lender.recalls[segment]
+                self.book.end(lender.name, segment)
+                waited_ns = self._now_ns - recall.since_ns
+                self.counters.returned += 1
+                self.counters.reclaim_ns += waited_ns
+                self.counters.longest_reclaim_ns = max(self.counters.longest_reclaim_ns, waited_ns)
+
+    def _offer_surplus(self, lender: Lender, owner: Owner) -> None:
+        """Offer whole empty segments, the highest, of what was free for a whole period."""
+        owner.low_water = min(owner.low_water, owner.pool.num_free)
+        if self._now_ns - owner.since_ns < CALM_NS:
+            return
+        spare = (owner.low_water - owner.keep_pages) // owner.pages_per_segment
+        room = owner.max_segments - (lender.num_segments - self._num_own(owner))
+        offered = list(self._empty_segments(owner, min(spare, room)))
+        for segment in offered:
+            owner.pool.remove(segment)
+        self.book.offer(lender.name, offered)
+        owner.since_ns, owner.low_water = self._now_ns, owner.pool.num_free
+
+    def _num_own(self, owner: Owner) -> int:
+        return len(owner.pool.segments)
+
+    def _empty_segments(self, owner: Owner, count: int) -> Iterator[int]:
+        """Segments that are whole, empty and hold no page 0, from the highest."""
+        for number in sorted(owner.pool.segments, reverse=True):
+            if count <= 0:
+                return
+            segment = owner.pool.segments[number]
+            if not segment.num_used and segment.num_pages == owner.pages_per_segment:
+                count -= 1
+                yield number
+
+    def check_integrity(self) -> None:
+        """Leases and pools agree. Raises AssertionError."""
+        self.book.check_integrity()
+        for lender in self.lenders.values():
+            leased = {lease.segment: lease.borrower for lease in self.book.leases_from(lender.name)}
+            for borrower, pool in lender.pools.items():
+                own = {segment for segment, name in leased.items() if name == borrower}
+                assert own == set(pool.segments), (
+                    f"{lender.name}: {borrower} has segments that it did not lease"
+                )
+            if lender.owner is not None:
+                pool = lender.owner.pool
+                for segment in leased.keys() & pool.segments.keys():
+                    assert lender.recalls[segment].returned is not None, "a segment is lent and in use"
+
+
+def _pages_per_segment(pool: PagePool) -> int:
+    """Pages that every whole segment of a leased pool has, at least: some may straddle its borders."""
+    whole, rest = divmod(pool.segment_bytes, pool.page_bytes)
+    return whole if not rest else max(0, whole - 1)
