@@ -4,8 +4,9 @@
 
 The engine process offers `rate` tokens per second, one token per stream and step, as an engine does. The
 client process only counts what it reads. The api is pinned to a core of its own where the machine has
-several. Prints tokens per second as delivered, the api's CPU time for each, and how late tokens were: from
-the engine's sending of a token to the client's reading of it.
+several. Prints tokens per second as delivered, the api's CPU time for each, and how late every token was:
+from the engine's sending of it to the client's reading of it. Exit status 1 if it falls short of a limit;
+lateness is a limit at the default number of streams only, as all streams have their tokens in one step here.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -38,7 +40,8 @@ from engine.messages import (
 from engine.wire import MessageStream
 
 LIMIT_TOKENS_PER_S = 15_000
-LIMIT_LATE_MS = 20.0
+LIMIT_LATE_MS = 20.0  # of the 99th percentile of tokens
+LIMIT_RESIDENT_MIB = 1024
 CARD = ModelCard(
     name="fake",
     architecture="none",
@@ -194,15 +197,16 @@ def measure(options: argparse.Namespace, folder: Path) -> int:
         assert api.stdout is not None
         line = next(line for line in api.stdout if "serving on" in line)
         cores = sorted(os.sched_getaffinity(0))
+        worker_pid = int(Path(f"/proc/{api.pid}/task/{api.pid}/children").read_text().split()[0])
         if len(cores) > 1:
-            os.sched_setaffinity(api.pid, cores[:1])
+            os.sched_setaffinity(worker_pid, cores[:1])
             os.sched_setaffinity(engine.pid, cores[1:])
             os.sched_setaffinity(0, cores[1:])
-        cpu_before_s = cpu_time_s(api.pid)
+        cpu_before_s = cpu_time_s(worker_pid)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             clients = runner.run(drive(int(line.rsplit(":", 1)[1]), options.streams))
-        cpu_s = cpu_time_s(api.pid) - cpu_before_s
-        return report(clients, json.loads(times_path.read_text()), cpu_s, api.pid)
+        cpu_s = cpu_time_s(worker_pid) - cpu_before_s
+        return report(clients, json.loads(times_path.read_text()), cpu_s, worker_pid)
     finally:
         for process in (api, engine):
             process.terminate()
@@ -219,7 +223,10 @@ def report(clients: list[CountingClient], sent_s: list[float], cpu_s: float, pid
     begin_s = sent_s[0]
     end_s = max(client.arrivals[-1][1] for client in clients)
     late_ms = sorted(
-        (arrived_s - sent_s[tokens - 1]) * 1e3 for client in clients for tokens, arrived_s in client.arrivals
+        (arrived_s - sent_s[index]) * 1e3
+        for client in clients
+        for (before, _), (tokens, arrived_s) in pairwise([(0, 0.0), *client.arrivals])
+        for index in range(before, tokens)
     )
     rate = num_tokens / (end_s - begin_s)
     rss_kib = next(
@@ -231,12 +238,16 @@ def report(clients: list[CountingClient], sent_s: list[float], cpu_s: float, pid
     per_token_us = cpu_s / num_tokens * 1e6
     print(f"api CPU per token             {per_token_us:.1f} us: {num_tokens / cpu_s:,.0f} per core second")
     print(f"tokens per chunk              {num_tokens / sum(client.num_chunks for client in clients):.2f}")
+    p99_ms = late_ms[int(len(late_ms) * 0.99)]
     print(
-        f"newest token of a read late   p50 {statistics.median(late_ms):.1f} ms,"
-        f" p99 {late_ms[int(len(late_ms) * 0.99)]:.1f} ms   (limit: {LIMIT_LATE_MS:.0f})"
+        f"every token late by           p50 {statistics.median(late_ms):.1f} ms, p99 {p99_ms:.1f} ms"
+        f" (limit: {LIMIT_LATE_MS:.0f}), worst {late_ms[-1]:.1f} ms"
     )
-    print(f"api resident, highest         {int(rss_kib) / 1024:.0f} MiB")
-    return 0 if num_tokens / cpu_s >= LIMIT_TOKENS_PER_S else 1
+    resident_mib = int(rss_kib) / 1024
+    print(f"api resident, highest         {resident_mib:.0f} MiB   (limit: {LIMIT_RESIDENT_MIB})")
+    fast = num_tokens / cpu_s >= LIMIT_TOKENS_PER_S
+    prompt = p99_ms <= LIMIT_LATE_MS or len(clients) > 256
+    return 0 if fast and prompt and resident_mib <= LIMIT_RESIDENT_MIB else 1
 
 
 if __name__ == "__main__":

@@ -224,3 +224,23 @@ def test_a_bug_shows_nothing_of_its_inside() -> None:
             assert "NoneType" not in message
 
     run(test())
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "says"),
+    [
+        (b"GET /v1/models HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 200_000, 431, "65536"),
+        (b"nonsense\r\n\r\n", 400, "not valid HTTP"),
+        (b"GET / HTTP/1.1\r\n\r\n", 400, "not valid HTTP"),
+        (b"GET / HTTP/1.1\r\nhost: x\r\ncontent-length: many\r\n\r\n", 400, "not valid HTTP"),
+    ],
+)
+def test_what_is_no_http(head: bytes, status: int, says: str) -> None:
+    async def test() -> None:
+        async with running_api() as api:
+            reader, writer = await api.connect()
+            writer.write(head)
+            assert says in check_error(parse_answer(await reader.read()), status, None)
+            writer.close()
+
+    run(test())

@@ -241,3 +241,51 @@ def test_a_request_id_is_kept() -> None:
             assert (await api.post("/v1/completions", body)).headers["x-request-id"].startswith("cmpl-")
 
     run(test())
+
+
+def test_an_abort_in_flight_when_the_connection_breaks_is_sent_again() -> None:
+    async def test() -> None:
+        async with running_api(script=ENDLESS, step_s=0.01) as api:
+            body = {"model": "fake", "prompt": "x", "max_tokens": 900, "stream": True}
+            _, writer = await api.send("POST", "/v1/completions", body)
+            await until(lambda: api.engine.running)
+            prompt_id = next(iter(api.engine.running))
+            writer.close()
+            await until(lambda: api.engine.aborted)
+            await api.engine.stop()
+            api.engine.aborted.clear()  # as if it had never been read
+            await api.engine.start()
+            await until(lambda: api.engine.aborted)
+            assert api.engine.aborted == [prompt_id]
+
+    run(test())
+
+
+def test_a_stream_that_cannot_begin_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("api.routes.completions.CompletionFormat", broken)
+
+    async def test() -> None:
+        async with running_api(script=ENDLESS, step_s=0.01) as api:
+            assert (await api.complete(stream=True)).status == 500
+            await until(lambda: api.engine.aborted)
+            api.check_clean()
+
+    run(test())
+
+
+def test_a_stream_over_http_1_0_is_not_chunked() -> None:
+    async def test() -> None:
+        async with running_api() as api:
+            body = msgspec.json.encode({"model": "fake", "prompt": "x", "stream": True})
+            reader, writer = await api.connect()
+            head = f"POST /v1/completions HTTP/1.0\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+            writer.write(head.encode() + body)
+            answer = parse_answer(await reader.read())
+            assert "transfer-encoding" not in answer.headers
+            assert answer.events[-1] == "[DONE]"
+            writer.close()
+
+    run(test())

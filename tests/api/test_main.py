@@ -2,21 +2,23 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 
 from api.banner import banner
 from tests.api.fake_engine import CARD, FakeEngine
-from tests.api.harness import run
+from tests.api.harness import run, until
 
 
-def write_config(folder: Path, port: int) -> Path:
+def write_config(folder: Path, port: int, server: str = "") -> Path:
     file = folder / "fairslice.toml"
-    file.write_text(f'[server]\nport = {port}\n[engine]\nsocket = "{folder}/engine.sock"\n')
+    file.write_text(f'[server]\nport = {port}\n{server}\n[engine]\nsocket = "{folder}/engine.sock"\n')
     return file
 
 
@@ -32,25 +34,78 @@ async def start(config: Path) -> asyncio.subprocess.Process:
     )
 
 
+@contextlib.asynccontextmanager
+async def serving(config: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
+    """The process and its port, once a model is ready."""
+    process = await start(config)
+    try:
+        assert process.stdout is not None
+        printed = (await process.stdout.readuntil(b"curl -N")).decode()
+        assert "fake is ready" in printed
+        command = (await process.stdout.readline()).decode()
+        yield process, int(command.split("127.0.0.1:")[1].split("/")[0])
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+async def fetch(port: int, path: str) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+    try:
+        return await reader.read()
+    finally:
+        writer.close()
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def test_serves_prints_an_example_and_ends_on_sigterm(tmp_path: Path) -> None:
     async def test() -> None:
-        async with FakeEngine(tmp_path / "engine.sock"):
-            process = await start(write_config(tmp_path, 0))
-            try:
-                assert process.stdout is not None
-                printed = (await process.stdout.readuntil(b"curl -N")).decode()
-                assert "fake is ready" in printed
-                command = "curl -N" + (await process.stdout.readline()).decode()
-                port = int(command.split("127.0.0.1:")[1].split("/")[0])
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.write(b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n")
-                assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-                process.send_signal(signal.SIGTERM)
-                assert await asyncio.wait_for(process.wait(), 10) == 0
-                writer.close()
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
+        config = write_config(tmp_path, 0)
+        async with FakeEngine(tmp_path / "engine.sock"), serving(config) as (process, port):
+            assert (await fetch(port, "/ready")).startswith(b"HTTP/1.1 200")
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 10) == 0
+
+    run(test())
+
+
+def test_workers_share_the_address_and_their_counters_and_are_started_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        config = write_config(tmp_path, 0, "workers = 2")
+        async with FakeEngine(tmp_path / "engine.sock") as engine, serving(config) as (process, port):
+            await until(lambda: len(engine.streams) == 2)
+            num_asked = 12
+            for _ in range(num_asked):
+                assert (await fetch(port, "/nowhere")).startswith(b"HTTP/1.1 404")
+            counted = f'fairslice:http_errors_total{{status="404"}} {num_asked}.0'.encode()
+            for _ in range(4):
+                assert counted in await fetch(port, "/metrics")
+            victim, survivor = children_of(process.pid)
+            os.kill(victim, signal.SIGKILL)
+            for _ in range(num_asked):  # those that reach the dead one's queue wait there
+                assert (await fetch(port, "/health")).startswith(b"HTTP/1.1 200")
+            await until(lambda: len(children_of(process.pid)) == 2)
+            assert survivor in children_of(process.pid)
+            assert counted in await fetch(port, "/metrics")
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 10) == 0
+
+    run(test())
+
+
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    async def test() -> None:
+        config = write_config(tmp_path, 0)
+        async with FakeEngine(tmp_path / "engine.sock"), serving(config) as (process, _):
+            (worker,) = children_of(process.pid)
+            process.kill()
+            await process.wait()
+            await until(lambda: not Path(f"/proc/{worker}/fd/0").exists())
 
     run(test())
 
