@@ -25,8 +25,8 @@ NO_WINDOW = 2**30  # a window above all lengths
 
 _library = torch.library.Library("fairslice", "FRAGMENT")
 _library.define(
-    "paged_attention(Tensor query, Tensor key, Tensor value, Tensor(a!) pool, Tensor tables, Tensor slots, "
-    "Tensor positions, Tensor work, Tensor tiles, Tensor counts, Tensor partial, Tensor stats, "
+    "paged_attention(Tensor query, Tensor key, Tensor value, Tensor(a!) pool, Tensor tables, "
+    "Tensor work, Tensor tiles, Tensor counts, Tensor partial, Tensor stats, "
     "Tensor arrived, Tensor? sinks, int group, int plane, int? window, bool fixed, float scale, "
     "float? softcap) -> Tensor"
 )
@@ -38,8 +38,6 @@ def _paged_attention(
     value: torch.Tensor,
     pool: torch.Tensor,
     tables: torch.Tensor,
-    slots: torch.Tensor,
-    positions: torch.Tensor,
     work: torch.Tensor,
     tiles: torch.Tensor,
     counts: torch.Tensor,
@@ -67,8 +65,6 @@ def _paged_attention(
             pool,
             plane,
             tables[group],
-            slots,
-            positions,
             work.narrow(0, group * items, items),
             DecodeScratch(partial, stats, arrived),
             out,
@@ -168,7 +164,13 @@ class PagedKernels:
             groups = len(self.windows)
             items = self.policy.max_items(num_decoding)
             work = self.work[: groups * items].view(groups, items, WORK_FIELDS)
-            plan_decode(self.positions[:num_decoding], self._window_limits, work, self.policy)
+            plan_decode(
+                self.slots[:num_decoding],
+                self.positions[:num_decoding],
+                self._window_limits,
+                work,
+                self.policy,
+            )
 
     def attend(
         self,
@@ -188,8 +190,6 @@ class PagedKernels:
             value,
             self.pool,
             self.tables,
-            self.slots,
-            self.positions,
             self.work,
             self.tiles,
             self.counts,

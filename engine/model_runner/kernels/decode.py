@@ -16,7 +16,11 @@ import torch
 import triton
 import triton.language as tl
 
-WORK_FIELDS = 8  # int32 of one work item: row, first key, end key, first item of the row, items of the row
+from engine.model_runner.kernels.chain import can_chain, chained, launch_next, prefetch, wait_previous
+
+# int32 of one work item: row, first key, end key, first item of the row, items of the row, the row's slot and
+# position, nothing
+WORK_FIELDS = 8
 BLOCK_KEYS = 64
 _PROGRAMS_WANTED = 512  # four an SM on an H100: enough for full bandwidth (measured), few enough to merge
 _MERGED_NUMBERS = 8192  # of partial results that a program holds at once: 64 registers a thread
@@ -46,6 +50,7 @@ class SplitPolicy:
 @triton.jit
 def _plan_kernel(
     work_ptr,
+    slots_ptr,
     positions_ptr,
     windows_ptr,
     rows,
@@ -61,6 +66,7 @@ def _plan_kernel(
     group = tl.program_id(1)
     row = tl.arange(0, ROWS)
     here = row < rows
+    slot = tl.load(slots_ptr + row, mask=here, other=0).to(tl.int32)
     end = tl.load(positions_ptr + row, mask=here, other=-1).to(tl.int32) + 1
     window = tl.load(windows_ptr + group)
     begin = tl.maximum(end - window, 0)
@@ -83,6 +89,7 @@ def _plan_kernel(
     length = tl.sum(tl.where(mine, share[None, :], 0), axis=1)
     row_begin = tl.sum(tl.where(mine, begin[None, :], 0), axis=1)
     row_end = tl.sum(tl.where(mine, end[None, :], 0), axis=1)
+    row_slot = tl.sum(tl.where(mine, slot[None, :], 0), axis=1)
     start = row_begin + (item - first) * length
     stop = tl.minimum(start + length, row_end)
     out = work_ptr + (group * max_items + item) * FIELDS
@@ -92,6 +99,8 @@ def _plan_kernel(
     tl.store(out + 2, tl.where(used, stop, 0), mask=written)
     tl.store(out + 3, first, mask=written)
     tl.store(out + 4, count, mask=written)
+    tl.store(out + 5, row_slot, mask=written)
+    tl.store(out + 6, row_end - 1, mask=written)
 
 
 @triton.jit
@@ -112,8 +121,6 @@ def _decode_kernel(
     v_ptr,
     pool_ptr,
     tables_ptr,
-    slots_ptr,
-    positions_ptr,
     work_ptr,
     partial_ptr,
     stats_ptr,
@@ -133,6 +140,7 @@ def _decode_kernel(
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     GROUP_TILE: tl.constexpr,
+    GROUP_MERGED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     DIM_TILE: tl.constexpr,
     PAGE_TOKENS: tl.constexpr,
@@ -142,10 +150,17 @@ def _decode_kernel(
     FIELDS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     SINKS: tl.constexpr,
+    HEADS_FIRST: tl.constexpr,
+    CARRY: tl.constexpr,
+    CHAIN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    item = tl.program_id(0)
-    kv_head = tl.program_id(1)
+    if HEADS_FIRST:
+        kv_head = tl.program_id(0)
+        item = tl.program_id(1)
+    else:
+        item = tl.program_id(0)
+        kv_head = tl.program_id(1)
     work = work_ptr + item * FIELDS
     stop = tl.load(work + 2)
     if stop == 0:
@@ -154,8 +169,8 @@ def _decode_kernel(
     start = tl.load(work + 1)
     first_item = tl.load(work + 3)
     splits = tl.load(work + 4)
-    slot = tl.load(slots_ptr + row).to(tl.int64)
-    position = tl.load(positions_ptr + row).to(tl.int32)
+    slot = tl.load(work + 5).to(tl.int64)
+    position = tl.load(work + 6)
     table = tables_ptr + slot * tables_row
 
     g = tl.arange(0, GROUP_TILE)
@@ -164,17 +179,30 @@ def _decode_kernel(
     heads_ok = g < GROUP
     tile_ok = heads_ok[:, None] & dim_ok[None, :]
     head = kv_head * GROUP + g
-    q = tl.load(q_ptr + row * q_row + head[:, None] * q_head + d[None, :], mask=tile_ok, other=0.0)
     head_offset = plane_offset + kv_head * HEAD_DIM
     token_elements: tl.constexpr = KV_HEADS * HEAD_DIM
     v_offset: tl.constexpr = PAGE_TOKENS * token_elements
+    pages = pool_ptr + head_offset
+    first_keys = start + tl.arange(0, BLOCK)
+    first_ok = first_keys < stop
+    page = tl.load(table + first_keys // PAGE_TOKENS, mask=first_ok, other=0)
+    if CHAIN:
+        # What was computed in earlier steps is there already.
+        token = page.to(tl.int64) * pool_page + (first_keys % PAGE_TOKENS) * token_elements
+        element_bits: tl.constexpr = pool_ptr.dtype.element_ty.primitive_bitwidth
+        line = tl.arange(0, (DIM_TILE * element_bits + 1023) // 1024)
+        lines = pages + token[:, None] + tl.minimum(line * (1024 // element_bits), HEAD_DIM - 1)[None, :]
+        prefetch(lines)
+        prefetch(lines + v_offset)
+        wait_previous()
+    q = tl.load(q_ptr + row * q_row + head[:, None] * q_head + d[None, :], mask=tile_ok, other=0.0)
 
     if stop == position + 1:
         # The last item owns the new token: it goes to its page, and starts the softmax.
         new_k = tl.load(k_ptr + row * k_row + kv_head * k_head + d, mask=dim_ok, other=0.0)
         new_v = tl.load(v_ptr + row * v_row + kv_head * v_head + d, mask=dim_ok, other=0.0)
-        page = tl.load(table + position // PAGE_TOKENS).to(tl.int64)
-        place = pool_ptr + page * pool_page + head_offset + (position % PAGE_TOKENS) * token_elements + d
+        own_page = tl.load(table + position // PAGE_TOKENS).to(tl.int64)
+        place = pool_ptr + own_page * pool_page + head_offset + (position % PAGE_TOKENS) * token_elements + d
         tl.store(place, new_k, mask=dim_ok)
         tl.store(place + v_offset, new_v, mask=dim_ok)
         dots = tl.sum(q.to(tl.float32) * new_k.to(tl.float32)[None, :], axis=1)
@@ -187,12 +215,15 @@ def _decode_kernel(
         total = tl.zeros([GROUP_TILE], tl.float32)
         acc = tl.zeros([GROUP_TILE, DIM_TILE], tl.float32)
 
-    pages = pool_ptr + head_offset
     for base in range(start, stop, BLOCK):
         key = base + tl.arange(0, BLOCK)
         key_ok = key < stop
-        page = tl.load(table + key // PAGE_TOKENS, mask=key_ok, other=0).to(tl.int64)
-        token = page * pool_page + (key % PAGE_TOKENS) * token_elements
+        if not CARRY:
+            page = tl.load(table + key // PAGE_TOKENS, mask=key_ok, other=0)
+        token = page.to(tl.int64) * pool_page + (key % PAGE_TOKENS) * token_elements
+        if CARRY:
+            later = key + BLOCK
+            page = tl.load(table + later // PAGE_TOKENS, mask=later < stop, other=0)
         tile = pages + token[:, None] + d[None, :]
         load_ok = key_ok[:, None]
         if HEAD_DIM != DIM_TILE:
@@ -207,6 +238,8 @@ def _decode_kernel(
         acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
         total = total * shrink + tl.sum(weights, axis=1)
         top = new_top
+    if CHAIN:
+        launch_next()
 
     out = out_ptr + (row * KV_HEADS * GROUP + head[:, None]).to(tl.int64) * HEAD_DIM + d[None, :]
     if splits == 1:
@@ -224,33 +257,35 @@ def _decode_kernel(
     counter = arrived_ptr + row * KV_HEADS + kv_head
     if tl.atomic_add(counter, 1, sem="acq_rel") == splits - 1:
         tl.store(counter, 0)
+        h = tl.arange(0, GROUP_MERGED)
         part = tl.arange(0, MAX_SPLITS)
-        for h in range(GROUP):
-            stats = stats_ptr + (((first_item + part) * KV_HEADS + kv_head) * GROUP + h) * 2
-            tops = tl.load(stats, mask=part < splits, other=-1.0e30, cache_modifier=".cg")
-            totals = tl.load(stats + 1, mask=part < splits, other=0.0, cache_modifier=".cg")
-            peak = tl.max(tops, axis=0)
-            denominator = tl.sum(totals * tl.exp2(tops - peak), axis=0)
-            query_head = kv_head * GROUP + h
-            if SINKS:
-                sink = tl.load(sinks_ptr + query_head).to(tl.float32) * 1.4426950408889634
-                denominator += tl.exp2(sink - peak)
-            merged = tl.zeros([DIM_TILE], tl.float32)
-            for base in range(0, splits, MERGED_AT_ONCE):
-                some = base + tl.arange(0, MERGED_AT_ONCE)
-                index = ((first_item + some) * KV_HEADS + kv_head) * GROUP + h
-                some_tops = tl.load(
-                    stats_ptr + index * 2, mask=some < splits, other=-1.0e30, cache_modifier=".cg"
-                )
-                accs = tl.load(
-                    partial_ptr + index[:, None] * DIM_TILE + d[None, :],
-                    mask=(some < splits)[:, None],
-                    other=0.0,
-                    cache_modifier=".cg",
-                )
-                merged += tl.sum(accs * tl.exp2(some_tops - peak)[:, None], axis=0)
-            target = out_ptr + (row * KV_HEADS * GROUP + query_head).to(tl.int64) * HEAD_DIM + d
-            tl.store(target, (merged / denominator).to(out_ptr.dtype.element_ty), mask=dim_ok)
+        stats = stats_ptr + (((first_item + part) * KV_HEADS + kv_head) * GROUP)[:, None] * 2 + h[None, :] * 2
+        stats_ok = (part < splits)[:, None] & (h < GROUP)[None, :]
+        tops = tl.load(stats, mask=stats_ok, other=-1.0e30, cache_modifier=".cg")
+        totals = tl.load(stats + 1, mask=stats_ok, other=0.0, cache_modifier=".cg")
+        peak = tl.max(tops, axis=0)
+        denominator = tl.sum(totals * tl.exp2(tops - peak[None, :]), axis=0)
+        if SINKS:
+            sink = tl.load(sinks_ptr + kv_head * GROUP + h, mask=h < GROUP, other=0.0).to(tl.float32)
+            denominator += tl.exp2(sink * 1.4426950408889634 - peak)
+        denominator = tl.where(h < GROUP, denominator, 1.0)
+        merged = tl.zeros([GROUP_MERGED, DIM_TILE], tl.float32)
+        for base in range(0, splits, MERGED_AT_ONCE):
+            some = base + tl.arange(0, MERGED_AT_ONCE)
+            index = (((first_item + some) * KV_HEADS + kv_head) * GROUP)[:, None] + h[None, :]
+            index_ok = (some < splits)[:, None] & (h < GROUP)[None, :]
+            some_tops = tl.load(stats_ptr + index * 2, mask=index_ok, other=-1.0e30, cache_modifier=".cg")
+            accs = tl.load(
+                partial_ptr + index[:, :, None] * DIM_TILE + d[None, None, :],
+                mask=index_ok[:, :, None],
+                other=0.0,
+                cache_modifier=".cg",
+            )
+            merged += tl.sum(accs * tl.exp2(some_tops - peak[None, :])[:, :, None], axis=0)
+        query_head = kv_head * GROUP + h
+        target = out_ptr + (row * KV_HEADS * GROUP + query_head[:, None]).to(tl.int64) * HEAD_DIM + d[None, :]
+        merged_ok = (h < GROUP)[:, None] & dim_ok[None, :]
+        tl.store(target, (merged / denominator[:, None]).to(out_ptr.dtype.element_ty), mask=merged_ok)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,9 +309,13 @@ class DecodeScratch:
 
 
 def plan_decode(
-    positions: torch.Tensor, windows: torch.Tensor, work: torch.Tensor, policy: SplitPolicy
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    windows: torch.Tensor,
+    work: torch.Tensor,
+    policy: SplitPolicy,
 ) -> None:
-    """Fill `work[group, item, WORK_FIELDS]` (int32) for rows at `positions` [rows] (int64).
+    """Fill `work[group, item, WORK_FIELDS]` (int32) for rows in `slots` at `positions`, both [rows] (int64).
 
     `windows` [groups] int32 (a group without a window: any number above all lengths). `work` has
     `policy.max_items(rows)` items a group; those past the last have end key 0.
@@ -287,6 +326,7 @@ def plan_decode(
     items = 64
     _plan_kernel[(triton.cdiv(max_items, items), groups)](
         work,
+        slots,
         positions,
         windows,
         rows,
@@ -308,8 +348,6 @@ def decode_attention(
     pool: torch.Tensor,
     plane: int,
     tables: torch.Tensor,
-    slots: torch.Tensor,
-    positions: torch.Tensor,
     work: torch.Tensor,
     scratch: DecodeScratch,
     out: torch.Tensor,
@@ -321,6 +359,9 @@ def decode_attention(
     block: int = BLOCK_KEYS,
     warps: int = 4,
     stages: int = 3,
+    heads_first: bool = True,
+    carry: bool = False,
+    chain: bool | None = None,
 ) -> None:
     """Store the rows' new K and V in plane `plane` of their pages, and attend from the new tokens.
 
@@ -329,19 +370,20 @@ def decode_attention(
     that group as `plan_decode` filled it (a window is in it). sinks [heads]: logits that only join the
     denominator (GPT-OSS).
     """
+    chain = can_chain(query.device) if chain is None else chain
     _, heads, head_dim = query.shape
     _, _, _, page_tokens, kv_heads, _ = pool.shape
     group = heads // kv_heads
     dim_tile = max(16, triton.next_power_of_2(head_dim))
-    _decode_kernel[(work.shape[0], kv_heads)](
+    group_merged = triton.next_power_of_2(group)
+    grid = (kv_heads, work.shape[0]) if heads_first else (work.shape[0], kv_heads)
+    _decode_kernel[grid](
         out,
         query,
         key,
         value,
         pool,
         tables,
-        slots,
-        positions,
         work,
         scratch.partial,
         scratch.stats,
@@ -360,17 +402,22 @@ def decode_attention(
         tables.stride(0),
         KV_HEADS=kv_heads,
         GROUP=group,
-        GROUP_TILE=max(16, triton.next_power_of_2(group)),
+        GROUP_TILE=max(16, group_merged),
+        GROUP_MERGED=group_merged,
         HEAD_DIM=head_dim,
         DIM_TILE=dim_tile,
         PAGE_TOKENS=page_tokens,
         BLOCK=block,
         MAX_SPLITS=policy.max_splits,
-        MERGED_AT_ONCE=min(policy.max_splits, _MERGED_NUMBERS // dim_tile),
+        MERGED_AT_ONCE=min(policy.max_splits, max(1, _MERGED_NUMBERS // (dim_tile * group_merged))),
         FIELDS=WORK_FIELDS,
         SOFTCAP=softcap is not None,
         SINKS=sinks is not None,
+        HEADS_FIRST=heads_first,
+        CARRY=carry,
+        CHAIN=chain,
         PRECISION="tf32x3" if query.dtype == torch.float32 else "tf32",
         num_warps=warps,
         num_stages=stages,
+        **chained(chain),
     )

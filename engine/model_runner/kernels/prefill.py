@@ -15,13 +15,13 @@ import triton
 import triton.language as tl
 
 TILE_FIELDS = 8  # int32 of one tile: first token of the chunk in the batch, tile's offset, count, start, slot
-_TILE_ROWS = 128
+TILE_ROWS = 128
 
 
-def tile_tokens(group: int) -> int:
-    """Queries of one tile when `group` query heads share a KV head."""
+def tile_tokens(group: int, rows: int = TILE_ROWS) -> int:
+    """Queries of one tile of `rows` when `group` query heads share a KV head."""
     group_tile: int = triton.next_power_of_2(group)
-    return _TILE_ROWS // min(_TILE_ROWS, group_tile)
+    return rows // min(rows, group_tile)
 
 
 def tiles_of(chunks: Sequence[tuple[int, int, int, int]], tokens: int) -> list[tuple[int, ...]]:
@@ -61,7 +61,9 @@ def _softmax_step(
     else:
         factor = scale * 1.4426950408889634
     if MASKED:
-        scores = tl.where(seen, scores, -1.0e30)
+        # A row may see no key of a block, and minus infinity keeps its weights at 0. A large finite number
+        # does not: times `factor` it is rounded in `new_top`, but not in the fused product below.
+        scores = tl.where(seen, scores, float("-inf"))
     new_top = tl.maximum(top, tl.max(scores, axis=1) * factor)
     weights = tl.exp2(scores * factor - new_top[:, None])
     shrink = tl.exp2(top - new_top)
@@ -104,6 +106,7 @@ def _prefill_kernel(
     WINDOWED: tl.constexpr,
     SOFTCAP: tl.constexpr,
     SINKS: tl.constexpr,
+    ONE_LOOP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     kv_head = tl.program_id(0)
@@ -174,6 +177,8 @@ def _prefill_kernel(
     if WINDOWED:
         begin = tl.maximum(offset + 1 - window, 0)
         whole_end = begin
+    elif ONE_LOOP:
+        whole_end = 0
     else:
         whole_end = (offset // BLOCK) * BLOCK
     k_block = fresh_k + key_index[:, None] * k_row + d[None, :]
@@ -225,9 +230,11 @@ def prefill_attention(
     window: int | None = None,
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
+    rows: int = TILE_ROWS,
     block: int | None = None,
     warps: int | None = None,
     stages: int = 3,
+    one_loop: bool = False,
 ) -> None:
     """Attend from the tokens that `tiles` covers; their K and V are stored in plane `plane` of their pages.
 
@@ -263,7 +270,7 @@ def prefill_attention(
         KV_HEADS=kv_heads,
         GROUP=group,
         GROUP_TILE=triton.next_power_of_2(group),
-        TOKENS=tile_tokens(group),
+        TOKENS=tile_tokens(group, rows),
         HEAD_DIM=head_dim,
         DIM_TILE=dim_tile,
         PAGE_TOKENS=page_tokens,
@@ -272,6 +279,7 @@ def prefill_attention(
         WINDOWED=window is not None,
         SOFTCAP=softcap is not None,
         SINKS=sinks is not None,
+        ONE_LOOP=one_loop,
         PRECISION="tf32x3" if query.dtype == torch.float32 else "tf32",
         num_warps=warps or 8,
         num_stages=2 if wide else stages,

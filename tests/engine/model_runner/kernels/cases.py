@@ -130,7 +130,8 @@ def decode_error(case: Case, device: str, dtype: torch.dtype, seed: int) -> floa
     positions = torch.tensor([start for start, _ in case.rows], device=device)
     windows = torch.tensor([case.window or 2**30], dtype=torch.int32, device=device)
     work = torch.full((1, policy.max_items(num_rows), WORK_FIELDS), 77, dtype=torch.int32, device=device)
-    plan_decode(positions, windows, work, policy)
+    slots = torch.tensor(world.slots, device=device)
+    plan_decode(slots, positions, windows, work, policy)
     heads = case.kv_heads * case.group
     scratch = DecodeScratch.make(policy, num_rows, heads, case.head_dim, world.pool.device)
     for _ in range(2):  # the second run finds the counters as the first left them
@@ -142,8 +143,6 @@ def decode_error(case: Case, device: str, dtype: torch.dtype, seed: int) -> floa
             world.pool,
             _PLANE,
             world.tables,
-            torch.tensor(world.slots, device=device),
-            positions,
             work[0],
             scratch,
             out,
