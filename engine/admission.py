@@ -1,9 +1,14 @@
 """Bounded admission: the one place where the engine says no, however many api processes ask."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from engine.config import QueueConfig
-from engine.messages import PromptSpec, Submit
+from engine.messages import PromptSpec, RateState, Submit, TenantLimits
+from engine.token_bucket import TokenBucket
+
+NO_LIMITS = TenantLimits()
+NS_PER_S = 1_000_000_000
 
 
 class Refusal(Exception):
@@ -24,13 +29,24 @@ class Holding:
     num_tokens: int = 0
 
 
-class Admission:
-    """Counts what was accepted and is not finished, in all and by tenant."""
+@dataclass(slots=True)
+class Account(Holding):
+    """A tenant's holding, and what it may still ask for in this minute: "requests", "tokens"."""
 
-    def __init__(self, bounds: QueueConfig) -> None:
+    buckets: dict[str, TokenBucket] = field(default_factory=dict)
+
+
+class Admission:
+    """Counts what was accepted and is not finished, in all and by tenant, and keeps tenants' limits.
+
+    An account with a limit per minute is kept for good: there are as many as tenants in the api's key file.
+    """
+
+    def __init__(self, bounds: QueueConfig, clock_ns: Callable[[], int]) -> None:
         self._bounds = bounds
+        self._clock_ns = clock_ns
         self._all = Holding()
-        self._tenants: dict[str, Holding] = {}
+        self._accounts: dict[str, Account] = {}
         self._prompts: dict[str, tuple[str, int]] = {}  # prompt id -> tenant, tokens
 
     @property
@@ -39,36 +55,84 @@ class Admission:
 
     def admit(self, submit: Submit, max_model_len: int) -> None:
         """Take all prompts of the request, or raise Refusal and take none. A resubmitted request was
-        accepted before: no bound of the queue turns it away."""
+        accepted before: no bound turns it away, and it is not charged again."""
         for spec in submit.prompts:
-            if _longest(spec) > max_model_len:
+            if len(spec.input_ids) >= max_model_len:
                 raise Refusal(
                     "context_length_exceeded",
-                    f"the prompt has {len(spec.input_ids)} tokens and asks for {spec.sampling.max_tokens} more; "
-                    f"the longest context is {max_model_len} tokens",
+                    f"the prompt has {len(spec.input_ids)} tokens, and the longest context is "
+                    f"{max_model_len} tokens, one of them for output",
                 )
         new = [spec for spec in submit.prompts if spec.prompt_id not in self._prompts]
+        account = self._account(submit)
         if not submit.resubmitted:
-            self._check_bounds(submit.tenant, new)
+            self._check_limits(account, submit.limits or NO_LIMITS, new)
+            self._check_queue(new)
+            self._check_rates(account, new)
+            self._charge(account, {"requests": 1, "tokens": sum(len(spec.input_ids) for spec in new)})
         for spec in new:
             self._add(submit.tenant, spec)
+
+    def generated(self, prompt_id: str, num_tokens: int) -> None:
+        """Tokens of an answer count as they come."""
+        account = self._accounts[self._prompts[prompt_id][0]]
+        if account.buckets:
+            self._charge(account, {"tokens": num_tokens})
 
     def release(self, prompt_id: str) -> None:
         """The prompt has ended."""
         tenant, num_tokens = self._prompts.pop(prompt_id)
-        holding = self._tenants[tenant]
-        for each in (self._all, holding):
-            each.num_prompts -= 1
-            each.num_tokens -= num_tokens
-        if not holding.num_prompts:
-            del self._tenants[tenant]
+        account = self._accounts[tenant]
+        for holding in (self._all, account):
+            holding.num_prompts -= 1
+            holding.num_tokens -= num_tokens
+        self._forget_unused(tenant)
 
-    def _check_bounds(self, tenant: str, specs: list[PromptSpec]) -> None:
+    def rates(self, tenant: str) -> dict[str, RateState]:
+        """How the tenant's limits per minute stand."""
+        account, now_ns = self._accounts.get(tenant), self._clock_ns()
+        return {
+            name: RateState(
+                limit=bucket.per_minute,
+                remaining=max(0, int(bucket.level(now_ns))),
+                reset_s=bucket.wait_ns(bucket.per_minute, now_ns) / NS_PER_S,
+            )
+            for name, bucket in (account.buckets.items() if account is not None else ())
+        }
+
+    def forget_refused(self, tenant: str) -> None:
+        """To be called after a Refusal: an account that was opened for it need not stay."""
+        self._forget_unused(tenant)
+
+    def _account(self, submit: Submit) -> Account:
+        """The tenant's account, with the limits that the request brought."""
+        account = self._accounts.setdefault(submit.tenant, Account())
+        limits = submit.limits or NO_LIMITS
+        wanted = {"requests": limits.requests_per_minute, "tokens": limits.tokens_per_minute}
+        for name, per_minute in wanted.items():
+            if per_minute is None:
+                account.buckets.pop(name, None)
+            elif name in account.buckets:
+                account.buckets[name].change(per_minute)
+            else:
+                account.buckets[name] = TokenBucket(per_minute, self._clock_ns())
+        return account
+
+    def _check_limits(self, account: Account, limits: TenantLimits, specs: list[PromptSpec]) -> None:
+        max_prompts = limits.max_prompts or self._bounds.max_prompts_per_tenant
+        if max_prompts is not None and account.num_prompts + len(specs) > max_prompts:
+            message = f"{account.num_prompts} prompts are open, of {max_prompts} allowed"
+            raise Refusal("rate_limit_exceeded", message, 1.0)
+        num_tokens = account.num_tokens + sum(map(_longest, specs))
+        if limits.max_tokens is not None and num_tokens > limits.max_tokens:
+            message = (
+                f"with this request {num_tokens} tokens could be in use at once, of {limits.max_tokens} "
+                "allowed: wait for others to end, or ask for fewer tokens"
+            )
+            raise Refusal("rate_limit_exceeded", message, 1.0)
+
+    def _check_queue(self, specs: list[PromptSpec]) -> None:
         bounds = self._bounds
-        held = self._tenants.get(tenant, Holding()).num_prompts
-        limit = bounds.max_prompts_per_tenant
-        if limit is not None and held + len(specs) > limit:
-            raise Refusal("rate_limit_exceeded", f"{held} prompts are open, of {limit} allowed", 1.0)
         if self._all.num_prompts + len(specs) > bounds.max_prompts:
             message = f"the queue is full: {self._all.num_prompts} prompts of {bounds.max_prompts}"
             raise Refusal("queue_full", message, 1.0)
@@ -77,17 +141,38 @@ class Admission:
             message = f"the queue is full: {self._all.num_tokens} tokens of {bounds.max_tokens}"
             raise Refusal("queue_full", message, 1.0)
 
+    def _check_rates(self, account: Account, specs: list[PromptSpec]) -> None:
+        now_ns = self._clock_ns()
+        amounts = {"requests": 1, "tokens": sum(len(spec.input_ids) for spec in specs)}
+        for name, bucket in account.buckets.items():
+            wait_ns = bucket.wait_ns(amounts[name], now_ns)
+            if wait_ns:
+                message = f"the limit of {bucket.per_minute} {name} per minute is used up"
+                raise Refusal("rate_limit_exceeded", message, wait_ns / NS_PER_S)
+
+    def _charge(self, account: Account, amounts: dict[str, int]) -> None:
+        now_ns = self._clock_ns()
+        for name, amount in amounts.items():
+            if name in account.buckets:
+                account.buckets[name].take(amount, now_ns)
+
     def _add(self, tenant: str, spec: PromptSpec) -> None:
         num_tokens = _longest(spec)
         self._prompts[spec.prompt_id] = (tenant, num_tokens)
-        for holding in (self._all, self._tenants.setdefault(tenant, Holding())):
+        for holding in (self._all, self._accounts[tenant]):
             holding.num_prompts += 1
             holding.num_tokens += num_tokens
+
+    def _forget_unused(self, tenant: str) -> None:
+        account = self._accounts.get(tenant)
+        if account is not None and not account.num_prompts and not account.buckets:
+            del self._accounts[tenant]
 
     def check_integrity(self) -> None:
         assert self._all.num_prompts == len(self._prompts)
         assert self._all.num_tokens == sum(tokens for _, tokens in self._prompts.values())
-        assert self._all.num_prompts == sum(each.num_prompts for each in self._tenants.values())
+        assert self._all.num_prompts == sum(each.num_prompts for each in self._accounts.values())
+        assert all(each.num_prompts or each.buckets for each in self._accounts.values())
 
 
 def _longest(spec: PromptSpec) -> int:

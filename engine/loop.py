@@ -47,7 +47,7 @@ class Engine:
         self._config = config
         self._engine_id = secrets.token_hex(8)
         self._frontend = Frontend(config.queue.reconnect_s, self._on_message, self._on_api_gone)
-        self._admission = Admission(config.queue)
+        self._admission = Admission(config.queue, time.monotonic_ns)
         self._prompts: dict[str, ModelHost] = {}
         pool_ids = itertools.count(1)
         self._models = {
@@ -102,6 +102,8 @@ class Engine:
         for api_id, deltas in host.scheduler.take_deltas().items():
             self._frontend.send(api_id, Tokens(deltas=deltas))
             for delta in deltas:
+                if delta.ids:
+                    self._admission.generated(delta.prompt_id, len(delta.ids))
                 if delta.finish is not None:
                     self._release(delta.prompt_id)
 
@@ -131,11 +133,13 @@ class Engine:
             assert host.scheduler is not None
             self._admission.admit(submit, host.card.max_model_len)
         except Refusal as refusal:
+            self._admission.forget_refused(submit.tenant)
             rejected = Rejected(
                 request_id=submit.request_id,
                 code=refusal.code,
                 message=refusal.message,
                 retry_after_s=refusal.retry_after_s,
+                rates=self._admission.rates(submit.tenant),
             )
             self._frontend.send(api_id, rejected)
             return
@@ -143,7 +147,8 @@ class Engine:
         for spec in submit.prompts:
             self._prompts[spec.prompt_id] = host
             host.scheduler.submit(api_id, submit, spec, now_ns)
-        self._frontend.send(api_id, Admitted(request_id=submit.request_id))
+        rates = self._admission.rates(submit.tenant)
+        self._frontend.send(api_id, Admitted(request_id=submit.request_id, rates=rates))
 
     def _host_for(self, submit: Submit) -> ModelHost:
         host = self._models.get(submit.model)

@@ -118,6 +118,24 @@ class PromptSpec(Part, frozen=True, kw_only=True):
     service_ns: int = 0
 
 
+class TenantLimits(Part, frozen=True, kw_only=True):
+    """What one tenant may have at a time, and per minute; None: no limit. The engine keeps them, so that
+    they hold over all api processes; the latest request's limits are in force."""
+
+    max_prompts: int | None = None  # accepted and not finished
+    max_tokens: int | None = None  # context lengths of those, summed, at their longest
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None  # of prompts and answers together
+
+
+class RateState(Part, frozen=True, kw_only=True):
+    """What is left of one limit per minute, and when it will be whole again."""
+
+    limit: int
+    remaining: int
+    reset_s: float
+
+
 class Submit(Message, frozen=True, kw_only=True):
     """Serve a request: all its prompts, or none (`Rejected`).
 
@@ -134,6 +152,7 @@ class Submit(Message, frozen=True, kw_only=True):
     nice: int = 0  # of the prompts within the tenant, -20..19
     latency_ns: int | None = None  # wished slice length (eevdf): shorter asks for lower latency
     cache_salt: str = ""
+    limits: TenantLimits | None = None
     resubmitted: bool = False  # never turned away by a queue bound: it was accepted before
 
 
@@ -161,7 +180,10 @@ class Welcome(Message, frozen=True, kw_only=True):
 
 
 class Admitted(Message, frozen=True, kw_only=True):
+    """`rates` has the tenant's limits per minute by what they count: "requests", "tokens"."""
+
     request_id: str
+    rates: dict[str, RateState] = {}
 
 
 class Rejected(Message, frozen=True, kw_only=True):
@@ -171,6 +193,7 @@ class Rejected(Message, frozen=True, kw_only=True):
     code: str
     message: str
     retry_after_s: float | None = None
+    rates: dict[str, RateState] = {}
 
 
 class TokenDelta(Part, frozen=True, kw_only=True):
@@ -223,6 +246,7 @@ class PoolSpec(Part, frozen=True, kw_only=True):
     memory), 'host' (shared memory, pinned by runners that have a GPU) or 'cuda' (driver allocations).
     Page 0 of a runner's local pool is never given to a context: padding writes go there. A 'cuda' pool is in
     segments of `segment_bytes` (the last may be shorter) behind descriptors `region` and on, one each.
+    `region_bytes` is the size of all the region, where the pool does not fill it with whole pages.
     """
 
     pool: int
@@ -233,6 +257,7 @@ class PoolSpec(Part, frozen=True, kw_only=True):
     offset_bytes: int = 0
     region: int | None = None
     segment_bytes: int = 2**28
+    region_bytes: int | None = None
 
 
 class LinkSpec(Part, frozen=True, kw_only=True):
@@ -265,7 +290,8 @@ class Load(Message, frozen=True, kw_only=True):
 class Attach(Message, frozen=True, kw_only=True):
     """Pools to map. `local` is this runner's own; descriptors travel on the descriptor socket, in the
     order of `PoolSpec.region`. A 'cuda' local pool without a descriptor is to be made by the runner, which
-    sends its descriptors back before `Ready`."""
+    sends its descriptors back before `Ready`. Once the runner is ready, more pools may follow in another
+    `Attach`, which is answered with `Mapped`."""
 
     local: int
     pools: list[PoolSpec]
@@ -366,6 +392,14 @@ class Ready(Message, frozen=True, kw_only=True):
     unreachable: dict[int, str] = {}
 
 
+class Mapped(Message, frozen=True, kw_only=True):
+    """Answer to an `Attach` that came after `Ready`: the pools that moves may use from now on, and those that
+    this device cannot reach, with the reason."""
+
+    pools: list[int]
+    unreachable: dict[int, str] = {}
+
+
 class CostModel(Part, frozen=True, kw_only=True):
     """What a step costs, fitted on the machine: fixed + per decoded row + per prefilled token + per token of
     context read, all in nanoseconds."""
@@ -443,4 +477,4 @@ class Fault(Message, frozen=True, kw_only=True):
 FromApi = Hello | Submit | Abort | GetStats
 ToApi = Welcome | Admitted | Rejected | Tokens | Stats
 ToRunner = Load | Attach | Plan | Shutdown
-FromRunner = Progress | Loaded | Ready | Refused | Report | Fault
+FromRunner = Progress | Loaded | Ready | Mapped | Refused | Report | Fault

@@ -1,0 +1,123 @@
+"""Who is let in: the queue's bounds, and each tenant's limits."""
+
+import pytest
+
+from engine.admission import Admission, Refusal
+from engine.config import QueueConfig
+from engine.messages import PromptSpec, Sampling, Submit, TenantLimits
+
+MAX_MODEL_LEN = 1000
+
+
+class Door:
+    """An admission on a clock of the test's."""
+
+    def __init__(self, **bounds: int) -> None:
+        self.now_s = 0.0
+        self.admission = Admission(QueueConfig(**bounds), lambda: int(self.now_s * 1e9))
+        self._next = 0
+
+    def ask(self, tenant: str = "a", *, ids: int = 10, prompts: int = 1, resubmitted: bool = False,
+            **limits: int) -> list[str]:  # fmt: skip
+        """Ids of the prompts that were let in. Raises Refusal, after which nothing may be kept."""
+        self._next += 1
+        specs = [
+            PromptSpec(
+                prompt_id=f"{self._next}-{index}", input_ids=[1] * ids, sampling=Sampling(max_tokens=10)
+            )
+            for index in range(prompts)
+        ]
+        submit = Submit(
+            request_id=str(self._next),
+            model="m",
+            prompts=specs,
+            tenant=tenant,
+            limits=TenantLimits(**limits) if limits else None,
+            resubmitted=resubmitted,
+        )
+        before = self.admission.num_prompts
+        try:
+            self.admission.admit(submit, MAX_MODEL_LEN)
+        except Refusal:
+            assert self.admission.num_prompts == before
+            self.admission.forget_refused(tenant)
+            raise
+        finally:
+            self.admission.check_integrity()
+        return [spec.prompt_id for spec in specs]
+
+    def refused(self, tenant: str = "a", **wish: int) -> Refusal:
+        with pytest.raises(Refusal) as caught:
+            self.ask(tenant, **wish)
+        return caught.value
+
+
+def test_bounds_of_the_queue() -> None:
+    door = Door(max_prompts=3, max_tokens=100)
+    first, _ = door.ask(prompts=2)
+    assert door.refused(prompts=2).code == "queue_full"
+    assert door.refused(ids=60).code == "queue_full"
+    door.admission.release(first)
+    door.ask("b", ids=60)
+    door.ask(prompts=9, resubmitted=True)
+
+
+def test_a_tenant_has_its_own_bound_on_open_prompts() -> None:
+    door = Door(max_prompts_per_tenant=2)
+    door.ask(prompts=2)
+    assert door.refused().code == "rate_limit_exceeded"
+    door.ask("b")
+    door.ask(max_prompts=3)
+    assert "3 allowed" in door.refused(max_prompts=3).message
+
+
+def test_a_tenants_bound_on_tokens_in_use() -> None:
+    door = Door()
+    (held,) = door.ask(max_tokens=50)
+    door.ask(max_tokens=50)
+    assert "60 tokens" in door.refused(max_tokens=50).message
+    door.admission.release(held)
+    door.ask(max_tokens=50)
+
+
+def test_requests_per_minute() -> None:
+    door = Door()
+    for _ in range(2):
+        door.ask(requests_per_minute=2)
+    refusal = door.refused(requests_per_minute=2)
+    assert (refusal.code, refusal.retry_after_s) == ("rate_limit_exceeded", 30.0)
+    door.ask("b", requests_per_minute=2)
+    door.now_s = 30
+    door.ask(requests_per_minute=2)
+
+
+def test_tokens_per_minute_count_prompts_at_once_and_answers_as_they_come() -> None:
+    door = Door()
+    (prompt_id,) = door.ask(ids=100, tokens_per_minute=120)
+    state = door.admission.rates("a")["tokens"]
+    assert (state.limit, state.remaining, state.reset_s) == (120, 20, 50.0)
+    door.admission.generated(prompt_id, 40)
+    door.admission.release(prompt_id)
+    assert door.admission.rates("a")["tokens"].remaining == 0
+    assert door.refused(ids=10, tokens_per_minute=120).retry_after_s == 15.0
+    door.now_s = 15
+    door.ask(ids=10, tokens_per_minute=120)
+
+
+def test_a_refused_request_costs_nothing_and_a_resubmitted_one_is_not_charged_again() -> None:
+    door = Door()
+    door.ask(ids=100, tokens_per_minute=120)
+    for _ in range(5):
+        door.refused(ids=100, tokens_per_minute=120)
+    door.ask(ids=100, tokens_per_minute=120, resubmitted=True)
+    assert door.admission.rates("a")["tokens"].remaining == 20
+
+
+def test_without_limits_nothing_is_kept_of_a_tenant() -> None:
+    door = Door()
+    (prompt_id,) = door.ask()
+    assert door.admission.rates("a") == {}
+    door.admission.generated(prompt_id, 5)
+    door.admission.release(prompt_id)
+    assert door.admission.rates("a") == {}
+    door.admission.check_integrity()
