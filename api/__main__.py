@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import sys
 
+from api.auth import make_auth
 from api.logs import set_up_logging
 from api.server import PortError, listen
 from api.workers import Workers
@@ -20,6 +21,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         config = load_config(arguments.config)
+        make_auth(config.server)  # only to see that the workers will be able to
         sockets = listen(config.server.host, config.server.port, config.server.workers)
     except (ConfigError, PortError) as error:
         print(f"fairslice api: {error}", file=sys.stderr)

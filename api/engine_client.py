@@ -214,6 +214,7 @@ class EngineClient:
             case Admitted():
                 if (request := self._requests.get(message.request_id)) is not None:
                     request.admitted = True
+                    request.rates = message.rates
                     request.wake()
             case Rejected():
                 self._on_rejected(message)
@@ -242,7 +243,7 @@ class EngineClient:
         if request.admitted:
             request.fail(message.message)
         else:
-            request.refusal = rejected(message.code, message.message, message.retry_after_s)
+            request.refusal = rejected(message)
             request.wake()
 
     def _on_welcome(self, message: Welcome) -> None:

@@ -1,13 +1,19 @@
 """Errors that a client may see, and the one place where they become OpenAI's error body."""
 
 import logging
+import math
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from engine.messages import RateState, Rejected
+
 logger = logging.getLogger(__name__)
+
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class ApiError(Exception):
@@ -21,6 +27,7 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after_s: float | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -28,12 +35,13 @@ class ApiError(Exception):
         self.code = code
         self.param = param
         self.retry_after_s = retry_after_s
+        self.headers = headers or {}
 
     @property
     def kind(self) -> str:
         """OpenAI's `type` of the error."""
-        if self.status == 429:
-            return "rate_limit_error"
+        if self.status in _TYPES:
+            return _TYPES[self.status]
         return "invalid_request_error" if self.status < 500 else "server_error"
 
     def body(self) -> dict[str, object]:
@@ -42,9 +50,9 @@ class ApiError(Exception):
         return {"error": error}
 
     def response(self) -> Response:
-        headers = {}
+        headers = dict(self.headers)
         if self.retry_after_s is not None:
-            headers["retry-after"] = str(max(1, round(self.retry_after_s)))
+            headers["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))
         return Response(msgspec.json.encode(self.body()), self.status, headers, media_type="application/json")
 
 
@@ -86,15 +94,32 @@ _STATUS_OF_CODE = {
 _PARAM_OF_CODE = {"model_not_found": "model", "context_length_exceeded": "prompt"}
 
 
-def rejected(code: str, message: str, retry_after_s: float | None) -> ApiError:
-    """What the engine's refusal (`messages.Rejected`) is in HTTP."""
+def rejected(refusal: Rejected) -> ApiError:
+    """What the engine's refusal is in HTTP."""
+    code, retry_after_s = refusal.code, refusal.retry_after_s
     status = _STATUS_OF_CODE.get(code)
     if status is None:
         status = 503 if retry_after_s is not None or code in {"unavailable", "server_error"} else 400
     if status in {429, 503} and retry_after_s is None:
         retry_after_s = 1.0
-    param = _PARAM_OF_CODE.get(code)
-    return ApiError(status, message, code=code, param=param, retry_after_s=retry_after_s)
+    return ApiError(
+        status,
+        refusal.message,
+        code=code,
+        param=_PARAM_OF_CODE.get(code),
+        retry_after_s=retry_after_s,
+        headers=rate_headers(refusal.rates),
+    )
+
+
+def rate_headers(rates: dict[str, RateState]) -> dict[str, str]:
+    """OpenAI's headers on limits per minute; none where a tenant has no limit."""
+    headers = {}
+    for name, state in rates.items():
+        headers[f"x-ratelimit-limit-{name}"] = str(state.limit)
+        headers[f"x-ratelimit-remaining-{name}"] = str(state.remaining)
+        headers[f"x-ratelimit-reset-{name}"] = f"{state.reset_s:.3f}s"
+    return headers
 
 
 _HTTP_MESSAGES = {404: "There is nothing at {path}", 405: "{method} is not allowed on {path}"}

@@ -7,7 +7,7 @@ received, and drops tokens that come twice.
 import asyncio
 
 from api.errors import ApiError
-from engine.messages import FinishReason, PromptSpec, Submit, TokenDelta, TokenLogprobs
+from engine.messages import FinishReason, PromptSpec, RateState, Submit, TokenDelta, TokenLogprobs
 from engine.wire import ProtocolError
 
 
@@ -77,6 +77,7 @@ class OpenRequest:
         self.prompts = [OpenPrompt(self, spec) for spec in submit.prompts]
         self.admitted = False
         self.refusal: ApiError | None = None
+        self.rates: dict[str, RateState] = {}
         self._news = False
         self._waiter: asyncio.Future[None] | None = None
 
@@ -114,5 +115,6 @@ class OpenRequest:
             nice=old.nice,
             latency_ns=old.latency_ns,
             cache_salt=old.cache_salt,
+            limits=old.limits,
             resubmitted=self.admitted,
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from api.auth import KeylessAuth
+from api.auth import Auth, make_auth
 from api.connection import Connection
 from api.detokenize import UnsupportedTokenizerError
 from api.engine_client import EngineClient
@@ -29,7 +29,7 @@ class Services:
 
     config: Config
     client: EngineClient
-    auth: KeylessAuth
+    auth: Auth
     text_models: TextModels
     metrics: Metrics
     generations: Generations
@@ -37,9 +37,11 @@ class Services:
 
     @classmethod
     def make(cls, config: Config, client: EngineClient) -> "Services":
+        """Raises ConfigError if the keys cannot be used."""
         metrics = Metrics()
         generations = Generations(client)
-        return cls(config, client, KeylessAuth(), TextModels(), metrics, generations, OpenStreams(metrics))
+        auth = make_auth(config.server)
+        return cls(config, client, auth, TextModels(), metrics, generations, OpenStreams(metrics))
 
     async def run(self) -> None:
         """The tasks behind the routes, until cancelled."""

@@ -38,22 +38,22 @@ def main() -> int:
     parser.add_argument("--announce", action="store_true", help="print an example once a model is ready")
     arguments = parser.parse_args()
     disable_created_metrics()  # type: ignore[no-untyped-call]
+    gc.set_threshold(*GC_THRESHOLDS)
     try:
         config = load_config(arguments.config)
+        set_up_logging(config.server.log_format)
+        sock = socket.socket(fileno=arguments.fd)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(config, sock, announces=arguments.announce))
     except ConfigError as error:
         print(f"fairslice api: {error}", file=sys.stderr)
         return 2
-    set_up_logging(config.server.log_format)
-    sock = socket.socket(fileno=arguments.fd)
-    gc.set_threshold(*GC_THRESHOLDS)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(config, sock, announces=arguments.announce))
     return 0
 
 
 async def serve(config: Config, sock: socket.socket, *, announces: bool) -> None:
     """Serve until SIGTERM, SIGINT or the end of the parent process; then let running requests finish for
-    `server.drain_s`."""
+    `server.drain_s`. Raises ConfigError."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -18,6 +18,7 @@ Positive = Annotated[int, Meta(ge=1)]
 Milliseconds = Annotated[float, Meta(gt=0, le=3_600_000)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 DeviceName = Annotated[str, Meta(pattern=r"^(cpu|cuda)(:\d+)?$")]
+LinkEnd = Annotated[str, Meta(pattern=r"^((cpu|cuda)(:\d+)?|host)$")]
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
@@ -46,10 +47,14 @@ class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class DeviceConfig(Table, frozen=True, kw_only=True):
     """A device that runs models or lends its memory. `memory` is the size of its page pool; on a GPU it may
-    be left out: then the pool takes `memory_fraction` of what is free once the weights are loaded."""
+    be left out: then the pool takes `memory_fraction` of what is free (once the weights are loaded, where
+    there are any)."""
 
     name: DeviceName
+    mode: Literal["serve", "lend"] = "serve"  # lend: no model runs here, whatever models.devices say
     memory: ByteSize | None = None
+    lend: ByteSize | None = None  # of the pool, at most; None: whatever is not needed here
+    keep: ByteSize = ByteSize(0)  # of the pool, free for its own use before any is lent
     memory_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.9
     threads: Positive | None = None  # of a cpu device; None: the cores, shared among the cpu devices
 
@@ -88,14 +93,26 @@ class SchedulerConfig(Table, frozen=True, kw_only=True):
     first_slices: Positive = 8  # prompts of one tenant that may be before their first token at once
 
 
+class LinkConfig(Table, frozen=True, kw_only=True):
+    """A link between two devices, or a device and "host", in both directions: what is preferred for placement,
+    and how cpu devices pretend to be joined. A move takes at least `delay_ms + bytes / bytes_per_s`."""
+
+    between: tuple[LinkEnd, LinkEnd]
+    delay_ms: Annotated[float, Meta(ge=0, le=60_000)] = 0.0
+    bytes_per_s: ByteSize | None = None
+
+
 class MemoryConfig(Table, frozen=True, kw_only=True):
-    """Pages and tiers."""
+    """Pages and tiers. Memory is lent in segments; the default size is 256 MiB, on cpu devices a sixteenth of
+    the pool."""
 
     page_tokens: Literal[8, 16, 32, 64] = 16
     host: ByteSize = ByteSize(2 * 2**30)  # the host tier, for all models together
     reserve: Annotated[float, Meta(ge=0, le=0.5)] = (
         0.1  # of the local pool, kept for prefetch under contention
     )
+    segment: ByteSize | None = None
+    links: tuple[LinkConfig, ...] = ()
 
 
 class QueueConfig(Table, frozen=True, kw_only=True):
@@ -118,6 +135,8 @@ class ServerConfig(Table, frozen=True, kw_only=True):
     default_max_tokens: Positive | None = None  # None: 16 for completions (as OpenAI), the rest for chat
     drain_s: Seconds = 30.0  # running streams may finish for this long after SIGTERM
     log_format: Literal["text", "json"] = "text"
+    keys: str | None = None  # file of API keys; None: everybody is one tenant, without a key
+    open: bool = False  # needed to serve without keys on an address that other machines reach
 
 
 class EngineConfig(Table, frozen=True, kw_only=True):
@@ -145,11 +164,29 @@ class Config(Table, frozen=True, kw_only=True):
             _require(sized, "devices.memory", f'{device.name} needs a size, such as memory = "2GiB"')
         served = [model.served_name for model in self.models]
         _require(len(set(served)) == len(served), "models.name", f"served model name used twice in {served}")
+        serving = {device.name for device in self.devices if device.mode == "serve"}
+        _require(bool(serving), "devices.mode", "all devices lend, so no model could run")
+        for link in self.memory.links:
+            ends = set(link.between) - {*names, "host"}
+            _require(not ends, "memory.links.between", f"{sorted(ends)} not among the devices {names}")
         for model in self.models:
             unknown = set(model.devices or ()) - set(names)
             _require(not unknown, "models.devices", f"{sorted(unknown)} not among the devices {names}")
+            named = set(model.devices or serving)
+            _require(bool(named & serving), "models.devices", f"{sorted(named)} all lend (devices.mode)")
         low, high = self.scheduler.min_slice_ms, self.scheduler.slice_ms
         _require(low <= high, "scheduler.min_slice_ms", f"{low} is above scheduler.slice_ms, {high}")
+
+    def devices_of(self, model: ModelConfig) -> list[DeviceConfig]:
+        """Where a model runs."""
+        serving = [device for device in self.devices if device.mode == "serve"]
+        return [device for device in serving if model.devices is None or device.name in model.devices]
+
+    @property
+    def lenders(self) -> list[DeviceConfig]:
+        """Devices on which nothing runs: all their memory is lent."""
+        busy = {device.name for model in self.models for device in self.devices_of(model)}
+        return [device for device in self.devices if device.name not in busy]
 
     @property
     def socket_path(self) -> str:
@@ -219,8 +256,9 @@ def _table_at(path: str) -> type[Table]:
         "devices": DeviceConfig,
         "scheduler": SchedulerConfig,
         "memory": MemoryConfig,
+        "memory.links": LinkConfig,
         "queue": QueueConfig,
         "server": ServerConfig,
         "engine": EngineConfig,
     }
-    return tables.get(re.sub(r"\[.*\]$", "", path), Config)
+    return tables.get(re.sub(r"\[\d+\]", "", path), Config)

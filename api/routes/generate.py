@@ -11,7 +11,7 @@ from starlette.responses import Response
 from api.answers import AnswerFormat, AnswerOptions
 from api.auth import Tenant
 from api.connection import Connection
-from api.errors import bad_request
+from api.errors import bad_request, rate_headers
 from api.generation import Generation, GenerationPlan, expand_prompts
 from api.metrics import RequestTimer
 from api.sampling import build_sampling, choice_seed, draw_seed, read_grammar
@@ -80,7 +80,8 @@ async def plan_generation(
         weight=tenant.weight,
         nice=body.priority or 0,
         latency_ns=None if body.latency_ms is None else int(body.latency_ms * NS_PER_MS),
-        cache_salt=body.cache_salt or "",
+        cache_salt=tenant.cache_salt(body.cache_salt),
+        limits=tenant.limits,
     )
     stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     return GenerationPlan(
@@ -119,7 +120,7 @@ async def answer(
         continuous_usage=wants is not None and wants.include_usage and wants.continuous_usage_stats,
     )
     timer = RequestTimer(services.metrics, plan.card.name, arrived_s)
-    shown_headers = {"x-request-id": _request_id(request, plan)} | (headers or {})
+    fixed_headers = {"x-request-id": _request_id(request, plan)} | (headers or {})
     if body.stream:
         generation = await services.generations.start(plan, timer)
         try:
@@ -127,6 +128,7 @@ async def answer(
         except BaseException:
             services.generations.finish(generation)
             raise
+        shown_headers = fixed_headers | rate_headers(generation.request.rates)
         return EventStream(generation, stream_format, services.generations, services.streams, shown_headers)
     connection: Connection = request.state.connection
     async with (
@@ -134,6 +136,7 @@ async def answer(
         connection.watched(generation.client_gone),
     ):
         whole = await make_format(generation, options).whole()
+    shown_headers = fixed_headers | rate_headers(generation.request.rates)
     return Response(msgspec.json.encode(whole), 200, shown_headers, media_type="application/json")
 
 

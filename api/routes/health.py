@@ -4,6 +4,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.auth import require_operator
 from api.routes.models import json_response
 from api.services import services_of
 
@@ -27,8 +28,10 @@ async def ready(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """Prometheus text: this process's counters and the engine's."""
+    """Prometheus text: the api's counters and the engine's. They tell of all tenants: where there are
+    keys, an operator's is needed."""
     services = services_of(request)
+    require_operator(services.auth.resolve(request))
     stats = await services.client.stats()
     text = services.metrics.render(stats.samples if stats is not None else [])
     return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -21,14 +21,18 @@ def describe(card: ModelCard) -> dict[str, object]:
 
 
 async def list_models(request: Request) -> Response:
-    client = services_of(request).client
+    services = services_of(request)
+    services.auth.resolve(request)
+    client = services.client
     await client.wait_present()
     cards = [describe(card) for _, card in sorted(client.models.items())]
     return json_response({"object": "list", "data": cards})
 
 
 async def show_model(request: Request) -> Response:
-    client = services_of(request).client
+    services = services_of(request)
+    services.auth.resolve(request)
+    client = services.client
     name = request.path_params["model"]
     if name not in client.models:
         raise unknown_model(name, sorted(client.models))

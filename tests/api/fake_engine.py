@@ -16,6 +16,7 @@ from engine.messages import (
     Hello,
     ModelCard,
     PromptSpec,
+    RateState,
     Rejected,
     Sample,
     Stats,
@@ -68,6 +69,7 @@ class FakeEngine:
     per_step: int = 1
     paused: bool = False
     reject: Rejected | None = None
+    rates: dict[str, RateState] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.submits: list[Submit] = []
@@ -149,12 +151,13 @@ class FakeEngine:
                     code=self.reject.code,
                     message=self.reject.message,
                     retry_after_s=self.reject.retry_after_s,
+                    rates=self.rates,
                 )
             )
             return
         for spec in message.prompts:
             self.running[spec.prompt_id] = Running(spec, self.script(spec), len(spec.output_ids))
-        stream.send(Admitted(request_id=message.request_id))
+        stream.send(Admitted(request_id=message.request_id, rates=self.rates))
 
     async def _step_for_ever(self) -> None:
         while True:
