@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from bench.report import print_rows
-from bench.server import metrics, serving
+from bench.server import serving
 
 CONFIG = """
 [[models]]
@@ -132,13 +132,13 @@ def main() -> int:
     rows, answers, counted = [], {}, {}
     for policy in ("cfs", "fcfs"):
         answers[policy] = make_streams(options)
-        with serving(config(options, policy, options.holds), options.port) as url:
-            took_s = asyncio.run(run_together(url, answers[policy]))
-            counted[policy] = metrics(url)
+        with serving(config(options, policy, options.holds), options.port) as server:
+            took_s = asyncio.run(run_together(server.url, answers[policy]))
+            counted[policy] = server.metrics()
         rows.append(row(policy, answers[policy], counted[policy], took_s))
     alone = make_streams(options)
-    with serving(config(options, "cfs", options.holds), options.port) as url:
-        asyncio.run(run_alone(url, alone))
+    with serving(config(options, "cfs", options.holds), options.port) as server:
+        asyncio.run(run_alone(server.url, alone))
     equal = {
         policy: sum(
             a.text == b.text and a.num_tokens == b.num_tokens for a, b in zip(streams, alone, strict=True)
@@ -178,6 +178,7 @@ def row(policy: str, streams: list[Stream], counted: dict[str, float], took_s: f
         f"{counted['fairslice:recomputed_tokens_total']:.0f}",
         f"{max(stream.longest_gap_s for stream in streams):.2f}",
         f"{firsts[int(0.99 * len(firsts))]:.2f}",
+        f"{counted['fairslice:plans_sent_total']:.0f} for {num_tokens} tokens",
     )
 
 

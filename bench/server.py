@@ -9,14 +9,34 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 READY_TIMEOUT_S = 400.0
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that is ready."""
+
+    url: str
+    pids: tuple[int, int]  # of the engine's supervisor and of the api
+
+    def metrics(self) -> dict[str, float]:
+        """All metrics, summed over their labels."""
+        totals: dict[str, float] = {}
+        text = urllib.request.urlopen(f"{self.url}/metrics", timeout=10).read().decode()
+        for line in text.splitlines():
+            if line and not line.startswith("#"):
+                name, _, value = line.rpartition(" ")
+                name = name.partition("{")[0]
+                totals[name] = totals.get(name, 0.0) + float(value)
+        return totals
+
+
 @contextlib.contextmanager
-def serving(config: str, port: int) -> Iterator[str]:
-    """Serve `config` (TOML without [server] and [engine]) on loopback; the base URL once it is ready."""
+def serving(config: str, port: int) -> Iterator[Server]:
+    """Serve `config` (TOML without [server] and [engine]) on loopback."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "fairslice.toml"
         socket = f'[engine]\nsocket = "{folder}/engine.sock"\n'
@@ -32,7 +52,7 @@ def serving(config: str, port: int) -> Iterator[str]:
         url = f"http://127.0.0.1:{port}"
         try:
             wait_until_ready(url, processes)
-            yield url
+            yield Server(url, (processes[0].pid, processes[1].pid))
         finally:
             for process in processes:
                 process.send_signal(signal.SIGTERM)
@@ -50,15 +70,3 @@ def wait_until_ready(url: str, processes: list[subprocess.Popen[bytes]]) -> None
             return
         time.sleep(0.2)
     raise RuntimeError(f"not ready after {READY_TIMEOUT_S:.0f} s")
-
-
-def metrics(url: str) -> dict[str, float]:
-    """All metrics of the server, summed over their labels."""
-    totals: dict[str, float] = {}
-    text = urllib.request.urlopen(f"{url}/metrics", timeout=10).read().decode()
-    for line in text.splitlines():
-        if line and not line.startswith("#"):
-            name, _, value = line.rpartition(" ")
-            name = name.partition("{")[0]
-            totals[name] = totals.get(name, 0.0) + float(value)
-    return totals

@@ -13,6 +13,11 @@ from engine.memory.regions import receive_descriptors, send_descriptors
 from engine.messages import FromRunner
 from engine.wire import MessageStream
 
+_RUNNER_DEFAULTS = {
+    "PYTHONUNBUFFERED": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",  # on CPU the cores are shared with engine and api: do not spin in barriers
+}
 EXIT_GRACE_S = 2.0  # less than what Procfile runners allow us
 
 
@@ -90,7 +95,7 @@ class RunnerClient:
             "--pools-fd",
             str(descriptors_fd),
             pass_fds=(fd, descriptors_fd),
-            env=os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"},
+            env=_RUNNER_DEFAULTS | os.environ,
         )
 
     async def _end(self) -> None:
