@@ -94,8 +94,8 @@ class SchedulerConfig(Table, frozen=True, kw_only=True):
 
 
 class LinkConfig(Table, frozen=True, kw_only=True):
-    """A link between two devices, or a device and "host", in both directions: what is preferred for placement,
-    and how cpu devices pretend to be joined. A move takes at least `delay_ms + bytes / bytes_per_s`."""
+    """A link between two devices, or a device and "host", in both directions: the faster is preferred, and
+    cpu devices pretend to be joined by it: a move takes at least `delay_ms + bytes / bytes_per_s`."""
 
     between: tuple[LinkEnd, LinkEnd]
     delay_ms: Annotated[float, Meta(ge=0, le=60_000)] = 0.0

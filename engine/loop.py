@@ -19,6 +19,8 @@ import uvloop
 from engine.admission import Admission, Refusal
 from engine.config import Config, ConfigError, load_config
 from engine.frontend import Frontend, SocketTaken
+from engine.lenders import Lenders
+from engine.memory.regions import RegionError
 from engine.messages import (
     Abort,
     Admitted,
@@ -37,6 +39,7 @@ from engine.stats import collect_samples, collect_status
 log = logging.getLogger("fairslice.engine")
 
 INTEGRITY_CHECK_S = 60.0
+TICK_S = 0.25
 
 
 class Engine:
@@ -50,9 +53,10 @@ class Engine:
         self._admission = Admission(config.queue, time.monotonic_ns)
         self._prompts: dict[str, ModelHost] = {}
         pool_ids = itertools.count(1)
+        self._lenders = Lenders(config)
         self._models = {
             model.served_name: ModelHost(
-                config, model, pool_ids, time.monotonic_ns, self._announce, self._wake
+                config, model, pool_ids, time.monotonic_ns, self._announce, self._wake, self._lenders
             )
             for model in config.models
         }
@@ -63,20 +67,23 @@ class Engine:
     async def run(self) -> None:
         """Serve until told to stop. Raises CannotServe, SocketTaken."""
         loop = asyncio.get_running_loop()
+        self._make_regions()
         server = await self._frontend.listen(self._config.socket_path)
         try:
             async with asyncio.TaskGroup() as group:
                 hosts = [group.create_task(host.run()) for host in self._models.values()]
                 checker = group.create_task(self._check_when_idle())
+                ticker = group.create_task(self._tick())
                 for number in (signal.SIGTERM, signal.SIGINT):
                     loop.add_signal_handler(number, self._drain)
                 await self._idle.wait()
-                for task in (*hosts, checker):
+                for task in (*hosts, checker, ticker):
                     task.cancel()
         except* (CannotServe, SocketTaken) as failures:
             raise failures.exceptions[0] from None
         finally:
             server.close()
+            self._lenders.close()
 
     # ------------------------------------------------------------------ the turn
 
@@ -89,10 +96,14 @@ class Engine:
     def _turn(self) -> None:
         """Plan what can be planned, and send what was decided and what was sampled."""
         self._has_turn = False
+        changes = self._lenders.lending.num_changes
+        self._lenders.tick(time.monotonic_ns())
         for host in self._models.values():
             if host.scheduler is not None and host.scheduler.needs_plan:
                 host.send_plans()
             self._send_tokens(host)
+        if self._lenders.lending.num_changes != changes:
+            self._wake()  # one model's plan may have given another something to do
         if self._draining and not self._admission.num_prompts:
             self._idle.set()
 
@@ -202,6 +213,18 @@ class Engine:
         asyncio.get_running_loop().call_later(self._config.server.drain_s, self._idle.set)
         self._wake()
 
+    def _make_regions(self) -> None:
+        try:
+            self._lenders.make_regions()
+        except RegionError as error:
+            raise CannotServe(str(error)) from None
+
+    async def _tick(self) -> None:
+        """Memory is lent and comes back whether or not anything else happens."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._wake()
+
     async def _check_when_idle(self) -> None:
         """While nothing is open, look now and then whether all pages came back."""
         while True:
@@ -211,6 +234,7 @@ class Engine:
                 for host in self._models.values():
                     if host.scheduler is not None:
                         host.scheduler.check_integrity()
+                self._lenders.lending.check_integrity()
 
 
 def main() -> int:

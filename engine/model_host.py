@@ -9,6 +9,10 @@ import msgspec
 
 from engine.config import Config, DeviceConfig, ModelConfig
 from engine.fairness import make_policy
+from engine.lenders import Lenders, Region
+from engine.mappings import Mappings
+from engine.memory.lending import Owner
+from engine.memory.placement import Placement
 from engine.memory.regions import RegionError
 from engine.memory.store import ContextStore
 from engine.messages import (
@@ -16,6 +20,7 @@ from engine.messages import (
     FromRunner,
     Load,
     Loaded,
+    Mapped,
     ModelCard,
     Progress,
     Ready,
@@ -24,7 +29,7 @@ from engine.messages import (
     Shutdown,
 )
 from engine.planner import PlannerSettings
-from engine.pools import PoolTable, PoolTooSmall
+from engine.pools import HeldPool, PoolTable, PoolTooSmall
 from engine.runner_client import RunnerClient
 from engine.scheduler import Scheduler
 
@@ -50,6 +55,7 @@ class ModelHost:
         clock: Callable[[], int],
         on_change: Callable[[], None],
         on_work: Callable[[], None],
+        lenders: Lenders,
     ) -> None:
         self.name = model.served_name
         self.card: ModelCard | None = None
@@ -63,12 +69,13 @@ class ModelHost:
         self._clock = clock
         self._on_change = on_change
         self._on_work = on_work
+        self._lenders = lenders
         self._pools: PoolTable | None = None
+        self._mappings: Mappings | None = None
         self._ready: set[str] = set()
         self._faulted: set[str] = set()  # devices whose pool must not be trusted
         self._failure: str | None = None
-        names = model.devices or tuple(device.name for device in config.devices)
-        self._devices = [device for device in config.devices if device.name in names]
+        self._devices = config.devices_of(model)
 
     @property
     def is_ready(self) -> bool:
@@ -127,6 +134,8 @@ class ModelHost:
         log.warning("the runner of %s ended with status %d; starting it again", device.name, status)
         if was_ready and self.scheduler is not None:
             self.scheduler.runner_lost(device.name, self._clock(), pool_trusted=trusted)
+            if not trusted:
+                self._lenders.distrust(f"{self.name}@{device.name}", self._clock())
             self._on_work()
         return was_ready
 
@@ -163,6 +172,10 @@ class ModelHost:
                 self._attach(device, message)
             case Ready():
                 self._on_ready(device, message)
+            case Mapped():
+                assert self._mappings is not None
+                self._mappings.mapped(device.name, message)
+                self._update_mappings()
             case Refused(reason=reason):
                 self._failure = reason
             case Fault(reason=reason, pool_trusted=pool_trusted):
@@ -176,6 +189,7 @@ class ModelHost:
         try:
             if self._pools is None:
                 self._pools = PoolTable(self._config, loaded.layout, self._pool_ids)
+                self._mappings = Mappings(self._pools)
             self._pools.add_local(device, self._num_models_on(device), loaded.free_bytes)
             limit = self._pools.context_limit(
                 device.name, self._model.max_model_len, loaded.card.max_model_len
@@ -186,9 +200,8 @@ class ModelHost:
             return
         if self.card is None or limit < self.card.max_model_len:
             self.card = msgspec.structs.replace(loaded.card, max_model_len=limit)
-        attach, descriptors = self._pools.attach(device.name)
-        runner.send(attach)
-        runner.send_descriptors(descriptors)
+        assert self._mappings is not None
+        self._mappings.start(device.name, runner)
 
     def _on_ready(self, device: DeviceConfig, ready: Ready) -> None:
         """The runner can work: its device joins the scheduler, which is made with the first."""
@@ -197,20 +210,61 @@ class ModelHost:
         held = self._pools.local[device.name]
         if held.spec.kind == "cuda" and not held.descriptors:
             held.descriptors += self.runners[device.name].receive_descriptors()
+        assert self._mappings is not None
+        self._mappings.ready(device.name, ready.unreachable)
+        self._ready.add(device.name)
         if self.scheduler is None:
             self.scheduler = self._make_scheduler()
-        self._ready.add(device.name)
+            self._lenders.join(self.name, self.scheduler, self._on_region)
         max_batch = self._config.scheduler.max_batch
         self.scheduler.runner_up(device.name, held.ledger, max_batch, ready.cost)
+        self._lend(device, held)
+        self._update_mappings()
         log.info("%s is ready on %s after %.1f s", self.name, device.name, ready.load_s)
         self._on_change()
+        self._on_work()
+
+    def _lend(self, device: DeviceConfig, held: HeldPool) -> None:
+        """Offer what the device's pool does not need, if others can map it."""
+        assert self._pools is not None
+        assert self.scheduler is not None
+        region = self._pools.region_of(self.name, device.name)
+        if region.name in self._lenders.regions or not held.descriptors or device.lend == 0:
+            return
+        num_bytes = region.num_bytes if device.lend is None else device.lend
+        reserve = round(self._config.memory.reserve * held.ledger.num_usable)
+        owner = Owner(
+            self.scheduler.store,
+            held.ledger,
+            keep_pages=max(reserve, device.keep // held.ledger.page_bytes),
+            max_segments=num_bytes // region.segment_bytes,
+        )
+        self._lenders.add(region, owner)
+
+    def _on_region(self, region: Region) -> None:
+        """There is more memory to borrow."""
+        assert self._pools is not None
+        held = self._pools.add_borrowed(region)
+        self._lenders.lending.connect(region.name, self.name, held.ledger)
+        self._update_mappings()
+
+    def _update_mappings(self) -> None:
+        assert self._mappings is not None
+        assert self.scheduler is not None
+        ready = {name: runner for name, runner in self.runners.items() if name in self._ready}
+        self._mappings.update(ready, self.scheduler.store.placement)
         self._on_work()
 
     def _make_scheduler(self) -> Scheduler:
         assert self._pools is not None
         assert self.card is not None
         config = self._config.scheduler
-        store = ContextStore(self._pools.layout)
+        links = {
+            link.between: float(link.bytes_per_s)
+            for link in self._config.memory.links
+            if link.bytes_per_s is not None
+        }
+        store = ContextStore(self._pools.layout, Placement(links))
         store.add_tier(self._pools.host.ledger)
         settings = PlannerSettings(
             target_ns=_ns(config.target_ms),
@@ -225,7 +279,7 @@ class ModelHost:
         return Scheduler(policy, store, settings)
 
     def _num_models_on(self, device: DeviceConfig) -> int:
-        return sum(not model.devices or device.name in model.devices for model in self._config.models)
+        return sum(device in self._config.devices_of(model) for model in self._config.models)
 
     def _cores_per_cpu_device(self) -> int:
         num_cpu_devices = sum(each.name.startswith("cpu") for each in self._config.devices)

@@ -110,6 +110,7 @@ class Planner:
         self._fill(devices, now_ns)
         for device in devices:
             self._mirror_running(device)
+        self._reclaim(devices)
 
     def _renew(self, device: Device, now_ns: int) -> None:
         """Turns that are nearly used up: go on at once if nobody waits, else compete in fair order."""
@@ -385,6 +386,12 @@ class Planner:
         for prompt in device.running:
             if prompt.context.computed - prompt.context.mirrored >= batch:
                 device.outbox.moves += self.store.mirror(prompt.context, whole=False)
+
+    def _reclaim(self, devices: list[Device]) -> None:
+        """Go on emptying what lenders want back."""
+        by_pool = {device.pool_id: device for device in devices}
+        for pool_id, move in self.store.reclaim(list(by_pool)) if self.store.has_recalls else ():
+            by_pool[pool_id].outbox.moves.append(move)
 
     def check_integrity(self) -> None:
         """Raise AssertionError if queues and turns contradict each other."""

@@ -1,14 +1,17 @@
 """The pools of a model, as the engine lays them out. It holds the descriptors, so pools outlive runners."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
-from engine.config import Config, DeviceConfig
+import msgspec
+
+from engine.config import Config, DeviceConfig, LinkConfig
+from engine.lenders import Region, segment_bytes
 from engine.memory.page import PageLayout
 from engine.memory.pool import PagePool
 from engine.memory.regions import create_region
-from engine.messages import Attach, PoolSpec
+from engine.messages import Attach, LinkSpec, PoolSpec
 
 MIN_CONTEXT_TOKENS = 64  # a pool that holds less serves nobody
 
@@ -25,17 +28,31 @@ class HeldPool:
     ledger: PagePool
     descriptors: list[int] = field(default_factory=list)
 
+    @property
+    def has_memory(self) -> bool:
+        """Whether a runner can be told to map it. An empty pool needs no memory for that."""
+        return bool(self.descriptors) or not self.spec.num_pages
+
 
 class PoolTable:
-    """The pools of one model: a local one for each of its devices, and its part of the host tier."""
+    """The pools of one model: a local one for each of its devices, its part of the host tier, and one over
+    each region that it may borrow from."""
 
     def __init__(self, config: Config, layout: PageLayout, pool_ids: Iterator[int]) -> None:
         self.layout = layout
         self.page_bytes = layout.page_bytes
         self._pool_ids = pool_ids
+        self._segment_bytes = config.memory.segment
+        self._links = config.memory.links
         self.local: dict[str, HeldPool] = {}
+        self.borrowed: dict[str, HeldPool] = {}  # by the region's name
         num_pages = config.memory.host // len(config.models) // self.page_bytes
-        self.host = self._make("host", "host", num_pages, first=0)
+        self.host = self._make("host", "host", num_pages)
+
+    def __iter__(self) -> Iterator[HeldPool]:
+        yield from self.local.values()
+        yield from self.borrowed.values()
+        yield self.host
 
     def add_local(self, device: DeviceConfig, num_sharing: int, free_bytes: int | None) -> HeldPool:
         """The local pool of `device`, made at its first runner's start and kept for those after it.
@@ -49,9 +66,38 @@ class PoolTable:
                 assert free_bytes is not None
                 num_bytes = int(free_bytes * device.memory_fraction)
             kind = device.name.partition(":")[0]
-            held = self._make(kind, device.name, num_bytes // num_sharing // self.page_bytes, first=1)
+            held = self._make(kind, device.name, num_bytes // num_sharing // self.page_bytes, is_local=True)
             self.local[device.name] = held
         return held
+
+    def add_borrowed(self, region: Region) -> HeldPool:
+        """A pool over a lender's memory, with no page in it yet."""
+        num_pages = region.num_bytes // self.page_bytes
+        spec = PoolSpec(
+            pool=next(self._pool_ids),
+            kind=region.kind,
+            device=region.device,
+            num_pages=num_pages,
+            page_bytes=self.page_bytes,
+            region_bytes=region.num_bytes,
+        )
+        ledger = PagePool(
+            spec.pool, num_pages, self.page_bytes, segment_bytes=region.segment_bytes, is_leased=True
+        )
+        held = self.borrowed[region.name] = HeldPool(spec, ledger, region.descriptors)
+        return held
+
+    def region_of(self, model: str, device_name: str) -> Region:
+        """The memory of a local pool, for others to borrow from. Its descriptors are known by now."""
+        held = self.local[device_name]
+        return Region(
+            name=f"{model}@{device_name}",
+            device=device_name,
+            kind=held.spec.kind,
+            num_bytes=held.spec.num_pages * self.page_bytes,
+            segment_bytes=held.ledger.segment_bytes,
+            descriptors=held.descriptors,
+        )
 
     def context_limit(self, device_name: str, wanted: int | None, model_len: int) -> int:
         """The longest context, in tokens, that the device's pool can hold: at most the model's, and at
@@ -68,40 +114,62 @@ class PoolTable:
             )
         return min(num_tokens, model_len)
 
-    def attach(self, device_name: str) -> tuple[Attach, list[int]]:
-        """The message that tells a runner its pools, and the descriptors that go with it."""
+    def attach(self, device_name: str, mapped: Collection[int]) -> tuple[Attach, list[int]] | None:
+        """The message that tells a runner of pools that it has not `mapped` yet, and the descriptors that go
+        with it; None if there is nothing new. A local pool on a GPU may be one that the runner has to make.
+        """
+        local = self.local[device_name]
+        there = [held for held in self if held is local or held.has_memory]
+        new = [held for held in there if held.spec.pool not in mapped]
+        if not new:
+            return None
         descriptors: list[int] = []
         specs = []
-        for held in (self.local[device_name], self.host):
+        for held in new:
             region = len(descriptors) if held.descriptors else None
-            specs.append(_with_region(held.spec, region))
+            specs.append(msgspec.structs.replace(held.spec, region=region))
             descriptors += held.descriptors
-        return Attach(local=self.local[device_name].spec.pool, pools=specs), descriptors
+        links = [
+            _link(link, src.spec, dst.spec)
+            for link in self._links
+            for src in there
+            for dst in there
+            if (src in new or dst in new) and _joins(link, src.spec, dst.spec)
+        ]
+        return Attach(local=local.spec.pool, pools=specs, links=links), descriptors
 
     def close(self) -> None:
-        """Give the memory back once the last process that maps it is gone."""
+        """Give the memory back once the last process that maps it is gone. Regions are their lenders'."""
         for held in (*self.local.values(), self.host):
             for descriptor in held.descriptors:
                 os.close(descriptor)
             held.descriptors.clear()
 
-    def _make(self, kind: str, device: str, num_pages: int, *, first: int) -> HeldPool:
+    def _make(self, kind: str, device: str, num_pages: int, *, is_local: bool = False) -> HeldPool:
         pool_id = next(self._pool_ids)
         spec = PoolSpec(
             pool=pool_id, kind=kind, device=device, num_pages=num_pages, page_bytes=self.page_bytes
         )
-        held = HeldPool(spec, PagePool(pool_id, max(num_pages, first), self.page_bytes, first=first))
+        segment = None
+        if is_local:
+            wanted = self._segment_bytes or segment_bytes(kind, num_pages * self.page_bytes)
+            segment = max(1, wanted // self.page_bytes) * self.page_bytes
+        first = int(is_local)
+        ledger = PagePool(pool_id, max(num_pages, first), self.page_bytes, first=first, segment_bytes=segment)
+        held = HeldPool(spec, ledger)
         if kind != "cuda" and num_pages:
             held.descriptors.append(create_region(f"fairslice-{device}", num_pages * self.page_bytes))
         return held
 
 
-def _with_region(spec: PoolSpec, region: int | None) -> PoolSpec:
-    return PoolSpec(
-        pool=spec.pool,
-        kind=spec.kind,
-        device=spec.device,
-        num_pages=spec.num_pages,
-        page_bytes=spec.page_bytes,
-        region=region,
+def _joins(link: LinkConfig, src: PoolSpec, dst: PoolSpec) -> bool:
+    return link.between in ((src.device, dst.device), (dst.device, src.device))
+
+
+def _link(link: LinkConfig, src: PoolSpec, dst: PoolSpec) -> LinkSpec:
+    return LinkSpec(
+        src=src.pool,
+        dst=dst.pool,
+        delay_s=link.delay_ms / 1e3,
+        bytes_per_s=None if link.bytes_per_s is None else float(link.bytes_per_s),
     )

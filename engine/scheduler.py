@@ -122,7 +122,7 @@ class Scheduler:
         was lost."""
         device = self.devices.get(name)
         if device is None:
-            self.store.add_local_pool(pool)
+            self.store.add_local_pool(pool, name)
             step_ns = max(1.0, cost.step_ns + cost.decode_ns)
             device = Device(name, pool.pool_id, max_batch, cost, step_ns)
             self.devices[name] = device
@@ -154,6 +154,13 @@ class Scheduler:
                 self._start_over(prompt, now_ns)
         for context in [c for c in self.store.contexts if c.home == pool_id and not c.is_closing]:
             self.store.drop(context)
+
+    def distrust_tier(self, pool_id: int, now_ns: int) -> None:
+        """The bytes of a lender are not to be trusted: whatever is being moved from or to it starts over."""
+        entangled = self.store.entangled(pool_id)
+        for prompt in [p for p in self.prompts.values() if p.context in entangled and p.finish is None]:
+            self._start_over(prompt, now_ns)
+        self.needs_plan = True
 
     def _start_over(self, prompt: Prompt, now_ns: int) -> None:
         """Recompute the prompt from its tokens. Whatever its runner still reports of the turn is ignored."""
@@ -290,6 +297,11 @@ class Scheduler:
         """Ids of the prompts that an api process has here."""
         return [prompt_id for prompt_id, prompt in self.prompts.items() if prompt.api_id == api_id]
 
+    @property
+    def is_up(self) -> bool:
+        """Whether some runner works."""
+        return any(device.is_up for device in self.devices.values())
+
     def num_running(self) -> int:
         return sum(len(device.running) for device in self.devices.values())
 
@@ -301,9 +313,8 @@ class Scheduler:
         return self.planner.service_ns
 
     def pool_name(self, pool_id: int) -> str:
-        """The device that a pool belongs to, or "host"."""
-        names = {device.pool_id: device.name for device in self.devices.values()}
-        return names.get(pool_id, "host")
+        """The device in whose memory a pool lies, or "host"."""
+        return self.store.placement.device_of(pool_id) or "host"
 
     def check_integrity(self) -> None:
         """Raise AssertionError if queues, turns and pages contradict each other."""

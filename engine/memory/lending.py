@@ -81,6 +81,7 @@ class Lending:
         self.counters = LendingCounters()
         self._by_pool: dict[int, tuple[Lender, str]] = {}  # tier -> its lender and its borrower
         self._by_owned: dict[int, tuple[Lender, Owner]] = {}  # local pool -> its lender and its owner
+        self.num_changes = 0  # grows with every segment or page that changes hands
         self._now_ns = 0
         self._renewed_ns = 0
 
@@ -107,7 +108,9 @@ class Lending:
         assert pool.segment_bytes == self.lenders[lender].segment_bytes
         self.lenders[lender].pools[borrower] = pool
         self._by_pool[pool.pool_id] = (self.lenders[lender], borrower)
-        self.borrowers[borrower].add_tier(pool, self.lenders[lender].device)
+        owner = self.lenders[lender].owner
+        lent_by = owner.pool.pool_id if owner is not None else None
+        self.borrowers[borrower].add_tier(pool, self.lenders[lender].device, lent_by)
 
     def lose_lender(self, name: str, *, is_gone: bool) -> None:
         """Its bytes are not to be trusted; with `is_gone` its memory is not to be used any more either.
@@ -168,6 +171,7 @@ class Lending:
         for segment in self.book.take_back(lender.name, count):
             owner.pool.add(segment, owner.pool.whole_pages(segment))
             count -= 1
+            self.num_changes += 1
         count -= sum(recall.lease.recall is Recall.OWNER for recall in lender.recalls.values())
         for lease in self.book.recall(lender.name, max(0, count)):
             self._open_recall(lender, lease)
@@ -210,17 +214,21 @@ class Lending:
         returned = PagesReturned(pool, owner.pool, lease.segment) if owner is not None and is_owners else None
         lender.recalls[lease.segment] = OpenRecall(lease, pool, self._now_ns, returned)
         self.counters.recalled += 1
+        self.num_changes += 1
 
     def _take_returns(self, lender: Lender) -> None:
         """Freed pages of recalled segments are the owner's as they empty; a segment that is empty is
         returned."""
         for segment, recall in list(lender.recalls.items()):
             if recall.returned is not None and lender.owner is not None:
-                lender.owner.pool.add(segment, recall.returned.take())
+                pages = recall.returned.take()
+                lender.owner.pool.add(segment, pages)
+                self.num_changes += bool(pages)
             if recall.pool.is_empty(segment):
                 recall.pool.remove(segment)
                 del lender.recalls[segment]
                 self.book.end(lender.name, segment)
+                self.num_changes += 1
                 waited_ns = self._now_ns - recall.since_ns
                 self.counters.returned += 1
                 self.counters.reclaim_ns += waited_ns

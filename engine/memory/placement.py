@@ -21,23 +21,30 @@ class Placement:
         self._links = links or {}
         self._homes: dict[int, str] = {}
         self._tiers: dict[int, str | None] = {}  # None: the host
+        self._owners: dict[int, int] = {}  # tier -> local pool in whose memory it lies
         self._unreachable: dict[int, frozenset[int]] = {}  # by local pool
         self._order: dict[int, list[list[int]]] = {}  # answers of `classes`, until something changes
 
-    def add_home(self, pool_id: int, device: str, unreachable: frozenset[int] = frozenset()) -> None:
-        """A local pool, and the pools that its device has not mapped (the last call counts)."""
+    def add_home(self, pool_id: int, device: str) -> None:
+        """The local pool of a device."""
         self._homes[pool_id] = device
-        self._unreachable[pool_id] = unreachable
         self._order.clear()
 
-    def add_tier(self, pool_id: int, device: str | None) -> None:
-        """A pool for mirrors, in the memory of `device` (None: of the host)."""
+    def set_unreachable(self, pool_id: int, pools: frozenset[int]) -> None:
+        """The pools that the device of this local pool has not mapped."""
+        self._unreachable[pool_id] = pools
+        self._order.clear()
+
+    def add_tier(self, pool_id: int, device: str | None, owner: int | None = None) -> None:
+        """A pool for mirrors, in the memory of `device` (None: of the host), lent by local pool `owner`."""
         self._tiers[pool_id] = device
+        if owner is not None:
+            self._owners[pool_id] = owner
         self._order.clear()
 
-    def remove_tier(self, pool_id: int) -> None:
-        del self._tiers[pool_id]
-        self._order.clear()
+    def device_of(self, pool_id: int) -> str | None:
+        """In whose memory a pool lies; None: the host's."""
+        return self._homes.get(pool_id) or self._tiers.get(pool_id)
 
     def reaches(self, home: int, pool_id: int) -> bool:
         """Whether the runner of local pool `home` can move pages from and to this pool."""
@@ -52,14 +59,17 @@ class Placement:
 
     def _sort(self, home: int) -> list[list[int]]:
         by_speed: dict[float, list[int]] = {}
+        host: list[list[int]] = []
         for pool_id, device in self._tiers.items():
-            if self.reaches(home, pool_id):
+            if not self.reaches(home, pool_id) or self._owners.get(pool_id) == home:
+                continue
+            if device is None:
+                host.append([pool_id])
+            else:
                 by_speed.setdefault(self._bytes_per_s(home, device), []).append(pool_id)
-        return [by_speed[speed] for speed in sorted(by_speed, reverse=True)]
+        return [by_speed[speed] for speed in sorted(by_speed, reverse=True)] + host
 
-    def _bytes_per_s(self, home: int, device: str | None) -> float:
-        if device is None:
-            return 0.0
+    def _bytes_per_s(self, home: int, device: str) -> float:
         here = self._homes.get(home, "")
         known = self._links.get((here, device), self._links.get((device, here)))
         return known if known is not None else DEFAULT_PEER_BYTES_PER_S

@@ -28,6 +28,11 @@ class Reclaim:
             self._mirrors.tiers[pool_id].recall(number)
             self._recalled[pool_id, number] = None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether some segment is still being emptied, as far as `unfinished` has seen."""
+        return bool(self._recalled)
+
     def unfinished(self) -> Iterator[tuple[int, int]]:
         """(pool id, segment) of those that still have somebody's pages."""
         for pool_id, number in list(self._recalled):

@@ -69,10 +69,10 @@ class ContextStore:
         self._local.add_pool(pool)
         self.placement.add_home(pool.pool_id, device)
 
-    def add_tier(self, pool: PagePool, device: str | None = None) -> None:
-        """A pool for mirrors, in the memory of `device` (None: of the host)."""
+    def add_tier(self, pool: PagePool, device: str | None = None, owner: int | None = None) -> None:
+        """A pool for mirrors, in the memory of `device` (None: of the host), lent by local pool `owner`."""
         self.tiers[pool.pool_id] = pool
-        self.placement.add_tier(pool.pool_id, device)
+        self.placement.add_tier(pool.pool_id, device, owner)
 
     def set_market(self, market: Market) -> None:
         """Where leased tiers get their segments."""
@@ -272,6 +272,11 @@ class ContextStore:
         """These segments of a leased tier are wanted back: nothing new goes there, and `reclaim` empties
         them."""
         self._reclaim.recall(pool_id, segments)
+
+    @property
+    def has_recalls(self) -> bool:
+        """Whether `reclaim` has something to do."""
+        return self._reclaim.is_busy
 
     def reclaim(self, runners: list[int]) -> list[tuple[int, Move]]:
         """Go on emptying recalled segments: give up mirrors whose originals are local, then move the rest to

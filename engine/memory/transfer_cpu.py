@@ -44,7 +44,7 @@ class CpuTransfers:
     """
 
     def __init__(self, pools: Mapping[int, Pages], links: Iterable[LinkSpec] = ()) -> None:
-        self._pools = pools
+        self._pools = dict(pools)
         self._links = {(spec.src, spec.dst): _make_link(spec) for spec in links}
         self._completed: list[CompletedMove] = []
         self._error: Exception | None = None
@@ -54,6 +54,12 @@ class CpuTransfers:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="transfers", daemon=True)
         self._thread.start()
+
+    def add_pools(self, pools: Mapping[int, Pages], links: Iterable[LinkSpec]) -> None:
+        """More pools, and the links to and from them."""
+        with self._changed:
+            self._pools.update(pools)
+            self._links.update(((spec.src, spec.dst), _make_link(spec)) for spec in links)
 
     @property
     def num_open(self) -> int:

@@ -91,7 +91,7 @@ class CudaTransfers:
         move_pages: MovePages,
     ) -> None:
         self._device = device
-        self.pools = pools
+        self.pools = dict(pools)
         self._compute = compute
         self._move_pages = move_pages
         ahead = {Path.HOST_IN: AHEAD_HOST_BYTES, Path.HOST_OUT: AHEAD_HOST_BYTES}

@@ -13,6 +13,7 @@ from engine.memory.page import PageLayout
 from engine.memory.transfer_cuda import CudaPool, CudaTransfers
 from engine.messages import Attach, Load, PoolSpec
 from engine.model_runner.batch import Executor
+from engine.model_runner.compile_cache import use_compile_cache
 from engine.model_runner.cuda_executor import CudaExecutor
 from engine.model_runner.device_step import StepOptions
 from engine.model_runner.devices import Attached, DeviceError, map_host_pools
@@ -48,7 +49,6 @@ class CudaDevice:
     def attach(self, attach: Attach, descriptors: Sequence[int]) -> Attached:
         host_specs = [spec for spec in attach.pools if spec.kind != "cuda"]
         pools = self._pin(map_host_pools(host_specs, descriptors))
-        unreachable: dict[int, str] = {}
         exported: list[int] | None = None
         for spec in attach.pools:
             if spec.pool == attach.local:
@@ -57,16 +57,22 @@ class CudaDevice:
                 else:
                     local = self._import(spec, descriptors)
                 pools[spec.pool] = CudaPool(local, is_local=True)
-            elif spec.kind == "cuda":
-                try:
-                    pools[spec.pool] = CudaPool(self._import(spec, descriptors), is_local=False)
-                except (CudaError, DeviceError) as error:
-                    unreachable[spec.pool] = str(error)
+        peers, unreachable = self._import_peers(attach, descriptors)
+        pools |= peers
         if any(spec.kind == "cuda" for spec in attach.pools if spec.pool != attach.local):
             self._compile_moves(pools[attach.local].pages.shape[1])
         torch.cuda.synchronize(self.place)  # the pool's zeros were not written on the compute stream
         transfers = CudaTransfers(self.place, pools, self._compute, _move)
         return Attached(pools[attach.local].pages, transfers, exported, unreachable)
+
+    def attach_more(self, attached: Attached, attach: Attach, descriptors: Sequence[int]) -> dict[int, str]:
+        peers, unreachable = self._import_peers(attach, descriptors)
+        if peers:
+            self._compile_moves(attached.local.shape[1])
+        assert isinstance(attached.transfers, CudaTransfers)
+        host_specs = [spec for spec in attach.pools if spec.kind != "cuda"]
+        attached.transfers.pools.update(peers | self._pin(map_host_pools(host_specs, descriptors)))
+        return unreachable
 
     def make_executor(
         self,
@@ -77,6 +83,7 @@ class CudaDevice:
         grammars: Grammars | None,
         on_progress: OnProgress,
     ) -> Executor:
+        use_compile_cache(cache_root(load.cache_dir))
         options = StepOptions(
             max_batch=load.max_batch,
             max_step_tokens=max(load.max_step_tokens, load.max_batch),
@@ -104,6 +111,20 @@ class CudaDevice:
         if isinstance(error, CudaError):
             return error.name in OUT_OF_MEMORY
         return isinstance(error, torch.OutOfMemoryError)
+
+    def _import_peers(
+        self, attach: Attach, descriptors: Sequence[int]
+    ) -> tuple[dict[int, CudaPool], dict[int, str]]:
+        """Map the pools that others made on GPUs; those that cannot be, and why."""
+        peers: dict[int, CudaPool] = {}
+        unreachable: dict[int, str] = {}
+        for spec in attach.pools:
+            if spec.kind == "cuda" and spec.pool != attach.local:
+                try:
+                    peers[spec.pool] = CudaPool(self._import(spec, descriptors), is_local=False)
+                except (CudaError, DeviceError) as error:
+                    unreachable[spec.pool] = str(error)
+        return peers, unreachable
 
     def _pin(self, mapped: Mapping[int, torch.Tensor]) -> dict[int, CudaPool]:
         """Pin shared memory in this process (about 0.6 s per GiB), for copies at full speed."""
@@ -142,7 +163,7 @@ class CudaDevice:
             raise DeviceError(f"cuda:{self._index} has no peer access to {spec.device}")
         if spec.region is None:
             raise DeviceError(f"pool {spec.pool} of {spec.device} came without its memory")
-        num_bytes = spec.num_pages * spec.page_bytes
+        num_bytes = spec.region_bytes or spec.num_pages * spec.page_bytes
         count = num_segments(num_bytes, spec.segment_bytes)
         own = descriptors[spec.region : spec.region + count]
         return _as_tensor(import_range(self._index, owner, num_bytes, spec.segment_bytes, own), spec)

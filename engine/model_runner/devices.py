@@ -52,6 +52,10 @@ class Device(Protocol):
     def attach(self, attach: Attach, descriptors: Sequence[int]) -> Attached:
         """Map all pools. Raises DeviceError, RegionError."""
 
+    def attach_more(self, attached: Attached, attach: Attach, descriptors: Sequence[int]) -> dict[int, str]:
+        """Map further pools for the transfers of `attached`; the pools that cannot be reached, and why.
+        Raises DeviceError, RegionError."""
+
     def make_executor(
         self,
         loaded: LoadedModel,
@@ -118,6 +122,11 @@ def map_host_pools(specs: Sequence[PoolSpec], descriptors: Sequence[int]) -> dic
     return pools
 
 
+def _on_gpus(attach: Attach) -> dict[int, str]:
+    """Pools that a CPU cannot reach."""
+    return {spec.pool: "a cpu device" for spec in attach.pools if spec.kind == "cuda"}
+
+
 class CpuDevice:
     """A CPU, or one of several that stand for as many GPUs."""
 
@@ -130,8 +139,14 @@ class CpuDevice:
         near = [spec for spec in attach.pools if spec.kind != "cuda"]
         pools = map_host_pools(near, descriptors)
         transfers = CpuTransfers({pool: pages.numpy() for pool, pages in pools.items()}, attach.links)
-        far = {spec.pool: "a cpu device" for spec in attach.pools if spec.kind == "cuda"}
-        return Attached(pools[attach.local], transfers, unreachable=far)
+        return Attached(pools[attach.local], transfers, unreachable=_on_gpus(attach))
+
+    def attach_more(self, attached: Attached, attach: Attach, descriptors: Sequence[int]) -> dict[int, str]:
+        near = [spec for spec in attach.pools if spec.kind != "cuda"]
+        pools = map_host_pools(near, descriptors)
+        assert isinstance(attached.transfers, CpuTransfers)
+        attached.transfers.add_pools({pool: pages.numpy() for pool, pages in pools.items()}, attach.links)
+        return _on_gpus(attach)
 
     def make_executor(
         self,

@@ -18,7 +18,7 @@ import torch
 
 from engine.memory.page import PageLayout
 from engine.memory.regions import RegionError, receive_descriptors, send_descriptors
-from engine.messages import Attach, Fault, Load, Loaded, Ready, Refused, Shutdown
+from engine.messages import Attach, Fault, Load, Loaded, Mapped, Ready, Refused, Shutdown
 from engine.model_runner import attention
 from engine.model_runner.checks import SliceCheck
 from engine.model_runner.devices import Attached, Device, DeviceError, open_device, page_view
@@ -108,7 +108,11 @@ def run(device: Device, load: Load, mailbox: Mailbox, descriptors: socket.socket
             unreachable=attached.unreachable,
         )
         mailbox.send(ready)
-        Runner(mailbox, executor, make_slice_table(model, load), attached.transfers).run()
+
+        def map_more(more: Attach) -> Mapped:
+            return attach_more(device, attached, more, descriptors)
+
+        Runner(mailbox, executor, make_slice_table(model, load), attached.transfers, map_more).run()
 
 
 def load_onto(device: Device, load: Load, mailbox: Mailbox) -> ServedModel:
@@ -149,6 +153,15 @@ def attach_pools(device: Device, attach: Attach, descriptors: socket.socket) -> 
     for descriptor in (*received, *(exported or ())):
         os.close(descriptor)
     return attached
+
+
+def attach_more(device: Device, attached: Attached, attach: Attach, descriptors: socket.socket) -> Mapped:
+    """Map pools that came later. Raises DeviceError, RegionError, EOFError."""
+    received = receive_descriptors(descriptors)
+    unreachable = device.attach_more(attached, attach, received)
+    for descriptor in received:
+        os.close(descriptor)
+    return Mapped(pools=[spec.pool for spec in attach.pools], unreachable=unreachable)
 
 
 def make_slice_table(model: ServedModel, load: Load) -> SliceTable:

@@ -1,10 +1,11 @@
 """The runner's loop: slices and moves in, steps and ends out. It decides nothing."""
 
 from collections import deque
+from collections.abc import Callable
 from time import monotonic_ns
 
 from engine.memory.transfer import Transfers
-from engine.messages import MoveEnd, Plan, Report, Shutdown, Step
+from engine.messages import Attach, Mapped, MoveEnd, Plan, Report, Shutdown, Step
 from engine.model_runner.batch import Executor, PendingStep
 from engine.model_runner.mailbox import Mailbox
 from engine.model_runner.slices import SliceTable
@@ -34,15 +35,21 @@ class StallClock:
 
 
 class Runner:
-    """Executes plans until `Shutdown`."""
+    """Executes plans until `Shutdown`. `map_pools` maps those of a later `Attach`."""
 
     def __init__(
-        self, mailbox: Mailbox, executor: Executor, slices: SliceTable, transfers: Transfers
+        self,
+        mailbox: Mailbox,
+        executor: Executor,
+        slices: SliceTable,
+        transfers: Transfers,
+        map_pools: Callable[[Attach], Mapped],
     ) -> None:
         self._mailbox = mailbox
         self._executor = executor
         self._slices = slices
         self._transfers = transfers
+        self._map_pools = map_pools
         self._pending: deque[PendingStep] = deque()
         self._steps: list[Step] = []
         self._moves: list[MoveEnd] = []
@@ -75,6 +82,8 @@ class Runner:
                     self._slices.apply(message)
                     for move in message.moves:
                         self._transfers.submit(move)
+                case Attach():
+                    self._mailbox.send(self._map_pools(message))
                 case Shutdown():
                     self._is_shutting_down = True
                 case _:

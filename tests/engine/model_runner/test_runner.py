@@ -7,12 +7,15 @@ import pytest
 
 from engine.memory.transfer import CompletedMove
 from engine.messages import (
+    Attach,
     CostModel,
     EndReason,
     FromRunner,
     Load,
+    Mapped,
     Move,
     Plan,
+    PoolSpec,
     Report,
     Sampling,
     Shutdown,
@@ -83,7 +86,10 @@ class Rig:
         slices = SliceTable(
             max_batch=4, max_step_tokens=16, page_tokens=4, problem_with=lambda one_slice: None
         )
-        self.runner = Runner(Mailbox(self.theirs), self.executor, slices, self.transfers)
+        self.runner = Runner(Mailbox(self.theirs), self.executor, slices, self.transfers, self.map_pools)
+
+    def map_pools(self, attach: Attach) -> Mapped:
+        return Mapped(pools=[spec.pool for spec in attach.pools], unreachable={9: "too far"})
 
     def step(self) -> Report | None:
         """One turn of the loop; what it reported."""
@@ -209,3 +215,10 @@ def test_stalls_add_up_until_they_are_taken(monkeypatch: pytest.MonkeyPatch) -> 
     clock.set(stalled=True)
     assert clock.take() == 9
     assert clock.take() == 1
+
+
+def test_pools_that_come_later_are_mapped_and_answered(rig: Rig) -> None:
+    spec = PoolSpec(pool=7, kind="cpu", device="cpu:1", num_pages=1, page_bytes=8)
+    rig.pipe.send(Attach(local=1, pools=[spec]))
+    rig.runner.step()
+    assert rig.pipe.receive(0.0) == [Mapped(pools=[7], unreachable={9: "too far"})]
