@@ -9,6 +9,8 @@ from api.generation import Generation
 from api.logprobs import Entry, chat_logprobs, completion_logprobs, entries, prompt_logprobs
 from api.sse import DONE, ChunkWriter, StreamHead
 
+Fields = dict[str, object]
+
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions:
@@ -44,10 +46,10 @@ class AnswerFormat:
         self.options = options
         self.vocabulary = generation.plan.text_model.vocabulary
         submit = generation.plan.submit
-        self._head = StreamHead(submit.request_id, self.chunk_object, options.created_s, submit.model)
-        self._writers = [
+        self.head = StreamHead(submit.request_id, self.chunk_object, options.created_s, submit.model)
+        self.writers = [
             ChunkWriter(
-                self._head,
+                self.head,
                 index,
                 self.before_text,
                 self.after_text,
@@ -63,7 +65,7 @@ class AnswerFormat:
     def piece(self, choice: Choice, piece: Piece) -> bytes:
         """The chunk of a piece; nothing if there is nothing to show."""
         shown = self.shown(choice, piece)
-        writer = self._writers[choice.index]
+        writer = self.writers[choice.index]
         if piece.finish_reason is None and not shown.tokens and not self.options.continuous_usage:
             return writer.text(shown.text) if shown.text else b""
         logprobs = self.logprobs(shown) if self.options.logprobs else None
@@ -72,7 +74,7 @@ class AnswerFormat:
 
     def closing(self) -> bytes:
         """What comes after all tokens."""
-        usage = self._head.usage_event(self.generation.usage()) if self.options.include_usage else b""
+        usage = self.head.usage_event(self.generation.usage()) if self.options.include_usage else b""
         return usage + DONE
 
     async def collect(self) -> list[list[Shown]]:
@@ -85,7 +87,7 @@ class AnswerFormat:
                 collected[choice.index].append(self.shown(choice, piece))
         return collected
 
-    async def whole(self) -> dict[str, object]:
+    async def whole(self) -> Fields:
         """The answer in one. Raises ClientGoneError, ApiError."""
         collected = await self.collect()
         generation = self.generation
@@ -95,7 +97,7 @@ class AnswerFormat:
             "created": self.options.created_s,
             "model": generation.plan.submit.model,
             "choices": [
-                self._whole_choice(choice, parts)
+                self.whole_choice(choice, parts)
                 for choice, parts in zip(generation.choices, collected, strict=True)
             ],
             "usage": generation.usage(),
@@ -107,19 +109,20 @@ class AnswerFormat:
             return Shown(piece.text)
         return Shown(piece.text, entries(choice, piece), list(piece.offsets))
 
-    def logprobs(self, shown: Shown) -> dict[str, object]:
+    def logprobs(self, shown: Shown) -> Fields:
         raise NotImplementedError
 
-    def text_fields(self, text: str) -> dict[str, object]:
+    def text_fields(self, text: str) -> Fields:
         raise NotImplementedError
 
-    def _whole_choice(self, choice: Choice, parts: list[Shown]) -> dict[str, object]:
+    def whole_choice(self, choice: Choice, parts: list[Shown]) -> Fields:
+        """A complete choice of an answer that is not streamed."""
         whole = Shown(
             "".join(part.text for part in parts),
             list(chain.from_iterable(part.tokens for part in parts)),
             list(chain.from_iterable(part.offsets for part in parts)),
         )
-        fields: dict[str, object] = {
+        fields: Fields = {
             "index": choice.index,
             **self.text_fields(whole.text),
             "logprobs": self.logprobs(whole) if self.options.logprobs else None,
@@ -143,7 +146,7 @@ class ChatFormat(AnswerFormat):
         """The role, once per choice."""
         heads = (
             ChunkWriter(
-                self._head,
+                self.head,
                 index,
                 b'"delta":{"role":"assistant","content":',
                 b"}",
@@ -153,10 +156,10 @@ class ChatFormat(AnswerFormat):
         )
         return b"".join(head.text("") for head in heads)
 
-    def logprobs(self, shown: Shown) -> dict[str, object]:
+    def logprobs(self, shown: Shown) -> Fields:
         return chat_logprobs(self.vocabulary, shown.tokens)
 
-    def text_fields(self, text: str) -> dict[str, object]:
+    def text_fields(self, text: str) -> Fields:
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
 
@@ -192,8 +195,8 @@ class CompletionFormat(AnswerFormat):
                 shown.offsets = offsets + shown.offsets
         return shown
 
-    def logprobs(self, shown: Shown) -> dict[str, object]:
+    def logprobs(self, shown: Shown) -> Fields:
         return completion_logprobs(self.vocabulary, shown.tokens, shown.offsets)
 
-    def text_fields(self, text: str) -> dict[str, object]:
+    def text_fields(self, text: str) -> Fields:
         return {"text": text}

@@ -9,6 +9,8 @@ from jinja2 import TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from api.tool_parser import LLAMA, STYLES
+
 ChatMessage = dict[str, object]
 
 PLAIN_STOPS = ("\nUser:", "\nSystem:")
@@ -20,7 +22,8 @@ class ChatTemplateError(Exception):
 
 
 class ChatTemplate:
-    """A model's own template, in the dialect of Jinja that Hugging Face tokenizers use."""
+    """A model's own template, in the dialect of Jinja that Hugging Face tokenizers use. `tool_style` is how
+    it has functions called; None if it knows of none."""
 
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
         environment = ImmutableSandboxedEnvironment(
@@ -30,13 +33,17 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = _now
         self._template = environment.from_string(source)
+        taught = "tools" in source
+        self.tool_style = next((style for style in STYLES if taught and style.opening in source), None)
+        if taught and self.tool_style is None and '"parameters"' in source:
+            self.tool_style = LLAMA  # some of its templates do not name the tag
         self._special_tokens = special_tokens
 
-    def render(self, messages: list[ChatMessage]) -> str:
+    def render(self, messages: list[ChatMessage], tools: list[dict[str, object]] | None = None) -> str:
         """The prompt, up to where the assistant is to answer. Raises ChatTemplateError."""
         try:
             return self._template.render(
-                messages=messages, add_generation_prompt=True, tools=None, **self._special_tokens
+                messages=messages, add_generation_prompt=True, tools=tools or None, **self._special_tokens
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise ChatTemplateError(str(error)) from None

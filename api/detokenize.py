@@ -8,8 +8,9 @@ stream.
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
@@ -33,6 +34,10 @@ class Vocabulary:
         """What the token adds to the text; nothing for special tokens and for padding of the vocabulary."""
         return self.pieces[token_id] if token_id < len(self.pieces) else b""
 
+    def ids_named(self, names: Collection[str]) -> frozenset[int]:
+        """The special tokens with these names."""
+        return frozenset(token_id for token_id, name in self.names.items() if name in names)
+
     def shown_bytes(self, token_id: int) -> bytes:
         """The same, with special tokens spelled out, as log probabilities and /detokenize show them."""
         name = self.names.get(token_id)
@@ -40,10 +45,20 @@ class Vocabulary:
 
 
 class Detokenizer:
-    """One stream of tokens becoming text. `at_start` says that nothing but special tokens came before."""
+    """One stream of tokens becoming text. `at_start` says that nothing but special tokens came before;
+    `spelled` are special tokens that are to be seen in the text."""
 
-    def __init__(self, vocabulary: Vocabulary, *, at_start: bool, spell_special: bool = False) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        at_start: bool,
+        spell_special: bool = False,
+        spelled: frozenset[int] = frozenset(),
+    ) -> None:
         self._bytes_of = vocabulary.shown_bytes if spell_special else vocabulary.text_bytes
+        if spelled:
+            self._bytes_of = partial(_bytes_spelling, vocabulary, spelled)
         self._strip = at_start and vocabulary.strips_first_space
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -58,6 +73,11 @@ class Detokenizer:
     def flush(self) -> str:
         """What is left at the end: a replacement character if the text stopped inside a character."""
         return self._decoder.decode(b"", True)
+
+
+def _bytes_spelling(vocabulary: Vocabulary, spelled: frozenset[int], token_id: int) -> bytes:
+    bytes_of = vocabulary.shown_bytes if token_id in spelled else vocabulary.text_bytes
+    return bytes_of(token_id)
 
 
 def full_text(vocabulary: Vocabulary, ids: Sequence[int], *, spell_special: bool = False) -> str:

@@ -28,6 +28,7 @@ class GenerationPlan:
     stops: tuple[str, ...]
     shows_stop: bool
     counts_offsets: bool
+    spelled: frozenset[int] = frozenset()  # special tokens that the text shows: those that mark calls
 
     @property
     def prompt_tokens(self) -> int:
@@ -201,7 +202,7 @@ def _make_choice(plan: GenerationPlan, index: int, prompt: OpenPrompt, client: E
         counts_offsets=plan.counts_offsets,
     )
     at_start = not any(map(vocabulary.text_bytes, prompt.spec.input_ids))
-    detokenizer = Detokenizer(vocabulary, at_start=at_start)
+    detokenizer = Detokenizer(vocabulary, at_start=at_start, spelled=plan.spelled)
     return Choice(
         index, prompt, detokenizer, StopStrings(plan.stops, include=plan.shows_stop), options, client.abort
     )

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from api.chat_template import PLAIN_STOPS, ChatMessage, ChatTemplateError, render_plain
+from api.chat_template import PLAIN_STOPS, ChatTemplateError, render_plain
 from api.errors import bad_request, context_too_long
-from api.schemas import ChatTurn
+from api.schemas import ChatTurn, Tool
 from api.tokenizers import TextModel
+from api.tools import template_messages, tool_value
 from engine.messages import ModelCard
 
 
@@ -43,23 +44,43 @@ async def encode_completion_prompts(
     return [check_prompt(ids, card, f"prompt[{index}]") for index, ids in enumerate(prompts)]
 
 
-async def encode_chat(turns: Sequence[ChatTurn], model: TextModel, card: ModelCard) -> ChatPrompt:
+async def encode_chat(
+    turns: Sequence[ChatTurn], tools: Sequence[Tool], model: TextModel, card: ModelCard
+) -> ChatPrompt:
     """The conversation in the model's own form, or as a plain transcript. Raises ApiError."""
-    text, is_plain = render_chat(turns, model)
+    text, is_plain = render_chat(turns, tools, model)
     encoded = await model.encode_all([text], add_prefix=is_plain)
     ids = check_prompt(encoded[0], card, "messages")
     return ChatPrompt(ids, PLAIN_STOPS if is_plain else (), is_plain)
 
 
-def render_chat(turns: Sequence[ChatTurn], model: TextModel) -> tuple[str, bool]:
+def render_chat(turns: Sequence[ChatTurn], tools: Sequence[Tool], model: TextModel) -> tuple[str, bool]:
     """The conversation as text, and whether that is a plain transcript. Raises ApiError."""
-    messages: list[ChatMessage] = [{"role": turn.role, "content": turn.text} for turn in turns]
-    if model.chat_template is None:
+    _check_turns(turns)
+    template = model.chat_template
+    messages = template_messages(turns, tools, template)
+    if template is None:
         return render_plain(messages), True
+    shown = [tool_value(tool) for tool in tools] if template.tool_style is not None else None
     try:
-        return model.chat_template.render(messages), False
+        return template.render(messages, shown), False
     except ChatTemplateError as error:
         raise bad_request("messages", f"messages do not fit the model's chat template: {error}") from None
+
+
+def _check_turns(turns: Sequence[ChatTurn]) -> None:
+    """What a turn must have depends on who speaks."""
+    for index, turn in enumerate(turns):
+        place = f"messages[{index}]"
+        if turn.content is None and not turn.tool_calls:
+            raise bad_request(
+                f"{place}.content", f"{place}.content is required", "missing_required_parameter"
+            )
+        if turn.tool_calls and turn.role != "assistant":
+            raise bad_request(f"{place}.tool_calls", f"{place}.tool_calls: only an assistant makes them")
+        if (turn.role == "tool") != (turn.tool_call_id is not None):
+            problem = "is required" if turn.role == "tool" else "is only for the role tool"
+            raise bad_request(f"{place}.tool_call_id", f"{place}.tool_call_id {problem}")
 
 
 def check_prompt(ids: list[int], card: ModelCard, param: str) -> list[int]:

@@ -64,9 +64,10 @@ def choice_seed(seed: int, choice: int) -> int:
     return (seed + choice) & SEED_MASK
 
 
-async def read_grammar(body: GenerationRequest) -> Grammar | None:
+async def read_grammar(body: GenerationRequest, demanded_call: Grammar | None) -> Grammar | None:
     """The one constraint that a request may set, checked in a thread. Raises ApiError."""
     given = {
+        "tool_choice": demanded_call,
         "response_format": _format_grammar(body.response_format),
         "guided_json": _schema_grammar(body.guided_json),
         "guided_regex": _grammar(GrammarKind.REGEX, body.guided_regex),

@@ -17,6 +17,7 @@ MAX_STOP_CHARS = 256
 MAX_TOKEN_LISTS = 1024
 MAX_BIASES = 1024
 MAX_LOGPROBS = 20
+MAX_TOOLS = 128
 
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -25,6 +26,7 @@ Choices = Annotated[int, Meta(ge=1, le=4096)]
 StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 StopList = Annotated[list[StopString], Meta(max_length=MAX_STOPS)]
 Logprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
+FunctionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Pattern = Annotated[str, Meta(min_length=1, max_length=65536)]
 
 
@@ -102,17 +104,51 @@ class TextPart(Strict, frozen=True, kw_only=True):
     text: str
 
 
+class CalledFunction(Strict, frozen=True, kw_only=True):
+    name: FunctionName
+    arguments: str
+
+
+class CalledTool(Strict, frozen=True, kw_only=True):
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
 class ChatTurn(Strict, frozen=True, kw_only=True):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
     name: str | None = None
     refusal: str | None = None  # accepted in an assistant's turn as our own answers have it
+    tool_calls: Annotated[list[CalledTool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_call_id: str | None = None
 
     @property
     def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+
+class Function(Strict, frozen=True, kw_only=True):
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, object] | None = None
+    strict: bool | None = None  # accepted, no effect: a call that is demanded always fits
+
+
+class Tool(Strict, frozen=True, kw_only=True):
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionRef(Strict, frozen=True, kw_only=True):
+    name: FunctionName
+
+
+class NamedTool(Strict, frozen=True, kw_only=True):
+    type: Literal["function"]
+    function: FunctionRef
 
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
@@ -120,6 +156,9 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Logprobs | None = None
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None  # accepted, no effect: the model decides
 
 
 class ResponsePart(Strict, frozen=True, kw_only=True):

@@ -1,5 +1,7 @@
 """POST /v1/chat/completions."""
 
+from functools import partial
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -10,6 +12,8 @@ from api.prompts import encode_chat
 from api.routes.generate import FormatMaker, answer, plan_generation
 from api.schemas import ChatRequest, Reader
 from api.services import Services, arrival_s, read_body, services_of
+from api.tool_answers import ToolChatFormat
+from api.tools import offered_tools, tool_use
 
 NOTICE_HEADER = "x-fairslice-notice"
 PLAIN_NOTICE = "base model without a chat template; the messages were written as a plain transcript"
@@ -40,7 +44,9 @@ async def answer_chat(
     if body.stream and body.prompt_logprobs is not None:
         raise bad_request("prompt_logprobs", "prompt_logprobs is only for requests without stream")
     model = await services.find_model(body.model)
-    prompt = await encode_chat(body.messages, model[1], model[0])
+    tools = offered_tools(body)
+    prompt = await encode_chat(body.messages, tools, model[1], model[0])
+    use = tool_use(body, tools, model[1].chat_template)
     plan = await plan_generation(
         services,
         tenant,
@@ -52,13 +58,14 @@ async def answer_chat(
         logprobs=logprobs,
         prompt_logprobs=body.prompt_logprobs,
         own_stops=prompt.stops,
+        use=use,
     )
     return await answer(
         request,
         services,
         body,
         plan,
-        make_format,
+        make_format if use is None else partial(ToolChatFormat, use=use),
         arrived_s=arrived_s,
         logprobs=logprobs is not None,
         headers={NOTICE_HEADER: PLAIN_NOTICE} if prompt.is_plain else {},

@@ -19,6 +19,7 @@ from api.schemas import GenerationRequest
 from api.services import Services
 from api.streams import EventStream
 from api.tokenizers import TextModel
+from api.tools import ToolUse
 from engine.messages import ModelCard, Submit
 
 NS_PER_MS = 1_000_000
@@ -39,6 +40,7 @@ async def plan_generation(
     logprobs: int | None,
     prompt_logprobs: int | None,
     own_stops: tuple[str, ...] = (),
+    use: ToolUse | None = None,
 ) -> GenerationPlan:
     """Check what is left to check, and expand n. `max_tokens` None: as many as the context holds.
 
@@ -55,7 +57,7 @@ async def plan_generation(
             "too_many_prompts",
         )
     seed = draw_seed(body)
-    grammar = await read_grammar(body)
+    grammar = await read_grammar(body, use.grammar if use is not None else None)
     samplings = []
     for ids in prompts:
         room = card.max_model_len - len(ids)
@@ -92,6 +94,7 @@ async def plan_generation(
         stops=stops + own_stops,
         shows_stop=bool(body.include_stop_str_in_output),
         counts_offsets=logprobs is not None,
+        spelled=text_model.vocabulary.ids_named(use.style.markers) if use is not None else frozenset(),
     )
 
 
