@@ -50,7 +50,7 @@ def tool_use(body: ChatRequest, tools: Sequence[Tool], template: ChatTemplate | 
     demanded = body.tool_choice not in (None, "auto")
     style = HERMES if template is None else template.tool_style or HERMES
     if demanded:
-        style = ToolStyle(style.opening, style.closing, bare=True)
+        style = ToolStyle(style.opening, bare=True)
     names = frozenset(tool.function.name for tool in tools)
     return ToolUse(style, names, _demand(tools) if demanded else None)
 
