@@ -71,22 +71,20 @@ class Client:
         self._connect()
 
     def _connect(self) -> None:
+        """Connect and wait until the model is ready; an engine that is dying may still take us in."""
         deadline = time.monotonic() + TIMEOUT_S
         while True:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                sock.connect(self.path)
-                break
-            except OSError:
-                sock.close()
-                assert time.monotonic() < deadline, "the engine does not listen"
-                time.sleep(0.05)
-        self.close()
-        self._socket = sock
-        self.pipe: MessagePipe[ToApi] = MessagePipe(sock, ToApi)
-        self.send(Hello(api_id="test"))
-        self.ready = False
-        self.wait_for(lambda: self.ready)
+            assert time.monotonic() < deadline, "the engine does not listen"
+            self.close()
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            with contextlib.suppress(OSError, EOFError):
+                self._socket.connect(self.path)
+                self.pipe: MessagePipe[ToApi] = MessagePipe(self._socket, ToApi)
+                self.send(Hello(api_id="test"))
+                self.ready = False
+                self.wait_for(lambda: self.ready)
+                return
+            time.sleep(0.05)
 
     def close(self) -> None:
         if self._socket is not None:
