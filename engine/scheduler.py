@@ -140,7 +140,7 @@ class Scheduler:
         self.store.lose_moves(device.pool_id)
         for prompt in list(device.running):
             self._leave(prompt, now_ns)
-        for context in set(device.cancelled.values()):
+        for context in dict.fromkeys(device.cancelled.values()):
             self.store.stop(context)
         device.cancelled.clear()
         if not pool_trusted:

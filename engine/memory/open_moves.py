@@ -79,6 +79,11 @@ class OpenMoves:
     def of_context(self, context: Context) -> list[OpenMove]:
         return [open_move for open_move in self._open.values() if open_move.context is context]
 
+    def being_written(self) -> list[tuple[int, list[int]]]:
+        """(pool, pages) that no table names yet: destinations of relocations."""
+        relocations = (o.move for o in self._open.values() if o.purpose is Purpose.RELOCATE)
+        return [(move.dst_pool, move.dst_pages) for move in relocations]
+
     def touching(self, pool_id: int) -> set[Context]:
         """Contexts that are being moved from or to this pool."""
         return {o.context for o in self._open.values() if pool_id in (o.move.src_pool, o.move.dst_pool)}

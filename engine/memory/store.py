@@ -435,6 +435,8 @@ class ContextStore:
             self._check_valid(context)
         for old in self._leaving.values():
             held[old.pool_id] += old.pages
+        for pool_id, pages in self._moves.being_written():
+            held[pool_id] += pages
         self._local.check_integrity()
         for pool in (*self.local_pools.values(), *self.tiers.values()):
             pool.check_integrity(held[pool.pool_id])

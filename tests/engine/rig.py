@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from engine.fairness import make_policy
 from engine.memory.page import PageLayout
+from engine.memory.placement import Placement
 from engine.memory.pool import PagePool
 from engine.memory.store import ContextStore
 from engine.messages import CostModel, FinishReason, PromptSpec, Sampling, Submit
@@ -41,22 +42,32 @@ class Rig:
         max_batch: int = 4,
         depth: int = 1,
         seed: int = 0,
+        first_pool: int = 1,
+        segment_pages: int | None = None,
+        placement: Placement | None = None,
         **changes,
     ) -> None:
         self.layout = layout
         self.now_ns = 1_000_000_000
         self.max_batch, self.depth, self.seed = max_batch, depth, seed
         self.settings = settings(**changes)
-        self.store = ContextStore(layout)
+        self.store = ContextStore(layout, placement)
         self.store.add_tier(PagePool(HOST, host, layout.page_bytes))
         slice_ns, floor_ns = self.settings.slice_ns, self.settings.min_slice_ns
         self.scheduler = Scheduler(
             make_policy(policy, slice_ns=slice_ns, granularity_ns=floor_ns), self.store, self.settings
         )
-        sizes = dict(enumerate(local, start=1))
+        sizes = dict(enumerate(local, start=first_pool))
         self.pools: Pools = make_pools(layout, {**sizes, HOST: host})
         self.ledgers = {
-            f"d{pool}": PagePool(pool, size, layout.page_bytes, first=1) for pool, size in sizes.items()
+            f"d{pool}": PagePool(
+                pool,
+                size,
+                layout.page_bytes,
+                first=1,
+                segment_bytes=segment_pages and segment_pages * layout.page_bytes,
+            )
+            for pool, size in sizes.items()
         }
         self.runners: dict[str, FakeRunner] = {}
         for name in self.ledgers:

@@ -1,0 +1,99 @@
+"""Several models that lend each other memory, on fake runners: a tier is the very memory of its lender."""
+
+import itertools
+from collections.abc import Sequence
+
+from engine.memory.lending import Lending, Owner
+from engine.memory.placement import Links, Placement
+from engine.memory.pool import PagePool
+from tests.engine.fake_runner import FULL
+from tests.engine.rig import STEP_NS, Rig
+
+SEGMENT_PAGES = 4
+SEGMENT_BYTES = SEGMENT_PAGES * FULL.page_bytes
+
+
+class LendingRig:
+    """Models "m1", "m2", ... on devices "d1", "d2", ... with `local` pages each, and lenders "l1", ... without a
+    model, with `lenders` pages. All pages have one size."""
+
+    def __init__(
+        self,
+        *,
+        local: Sequence[int],
+        lenders: Sequence[int] = (),
+        host: int = 400,
+        seed: int = 0,
+        term_ns: int = 10**12,
+        links: Links | None = None,
+        **changes,
+    ) -> None:
+        self.lending = Lending(term_ns)
+        self.now_ns = 1_000_000_000
+        self.alive: set[str] | None = None
+        self.rigs = {
+            f"m{number}": Rig(
+                FULL,
+                local=(size,),
+                host=host,
+                seed=seed + number,
+                first_pool=number,
+                segment_pages=SEGMENT_PAGES,
+                placement=Placement(links),
+                **changes,
+            )
+            for number, size in enumerate(local, start=1)
+        }
+        self._tiers = itertools.count(200)
+        self.lending.tick(self.now_ns)
+        for name, rig in self.rigs.items():
+            self.lending.add_borrower(name, rig.store)
+        for number, size in enumerate(lenders, start=1):
+            self._add(f"l{number}", size, [[-8] * FULL.page_tokens for _ in range(size)], None)
+        for number, (model, rig) in enumerate(self.rigs.items(), start=1):
+            pool = rig.ledgers[f"d{number}"]
+            owner = Owner(rig.store, pool, keep_pages=4, max_segments=1000)
+            self._add(f"d{number}", pool.num_pages, rig.pools[number], owner, model)
+
+    def _add(self, name, num_pages, memory, owner, own_model=None) -> None:
+        self.lending.add_lender(name, name, num_pages // SEGMENT_PAGES, SEGMENT_BYTES, owner)
+        for model, rig in self.rigs.items():
+            if model != own_model:
+                tier = next(self._tiers)
+                rig.pools[tier] = memory
+                pool = PagePool(tier, num_pages, FULL.page_bytes, segment_bytes=SEGMENT_BYTES, is_leased=True)
+                self.lending.connect(name, model, pool)
+
+    def tick(self) -> None:
+        changes = self.lending.num_changes
+        self.now_ns += STEP_NS
+        self.lending.tick(self.now_ns, self.alive)
+        for rig in self.rigs.values():
+            rig.scheduler.needs_plan |= rig.store.has_recalls or self.lending.num_changes != changes
+            rig.tick()
+
+    def run(self, max_ticks: int = 20_000, check_every: int = 50) -> None:
+        """Until everything is finished and nothing touches a page any more."""
+        for number in range(max_ticks):
+            if not any(rig.scheduler.prompts or rig.store.contexts for rig in self.rigs.values()):
+                return
+            self.tick()
+            if number % check_every == 0:
+                self.check_integrity()
+        raise AssertionError("not finished")
+
+    def calm(self) -> None:
+        """Long enough for what is free to be on offer."""
+        for _ in range(450):
+            self.tick()
+
+    def check_integrity(self) -> None:
+        self.lending.check_integrity()
+        for rig in self.rigs.values():
+            rig.scheduler.check_integrity()
+
+    def paths(self, model: str) -> set[tuple[str, str]]:
+        """(from, to) of all moves that the model's pages have made."""
+        scheduler = self.rigs[model].scheduler
+        pairs = self.rigs[model].store.counters.moved_pages
+        return {(scheduler.pool_name(src), scheduler.pool_name(dst)) for src, dst in pairs}
