@@ -25,7 +25,13 @@ from engine.model_runner.kernels.decode import (
     plan_decode,
 )
 from engine.model_runner.kernels.moves import move_pages
-from engine.model_runner.kernels.prefill import TILE_FIELDS, prefill_attention, tile_tokens, tiles_of
+from engine.model_runner.kernels.prefill import (
+    TILE_FIELDS,
+    TILE_ROWS,
+    prefill_attention,
+    tile_tokens,
+    tiles_of,
+)
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, PAGE_TOKENS = 32, 32, 8, 128, 16
 LAYOUT: PageLayout = make_layout(
@@ -50,7 +56,7 @@ class Rate:
 
 
 def decode_run(
-    pool: torch.Tensor, batch: int, context: int, *, fixed: bool = False, **tuning: int
+    pool: torch.Tensor, batch: int, context: int, *, fixed: bool = False, programs: int = 512, **tuning: int
 ) -> Callable[[], None]:
     """32 layers of decode attention as a graph."""
     pages_each = LAYOUT.num_pages(context)
@@ -58,18 +64,18 @@ def decode_run(
     tables = pages.view(batch, pages_each).int()
     query = torch.randn(batch, HEADS, HEAD_DIM, device=DEVICE, dtype=torch.bfloat16)
     key, value = torch.randn(2, batch, KV_HEADS, HEAD_DIM, device=DEVICE, dtype=torch.bfloat16)
-    policy = SplitPolicy(KV_HEADS, fixed)
+    policy = SplitPolicy(KV_HEADS, fixed, programs)
     work = torch.zeros(1, policy.max_items(batch), WORK_FIELDS, dtype=torch.int32, device=DEVICE)
     positions = torch.full((batch,), context - 1, device=DEVICE)
-    plan_decode(positions, torch.tensor([2**30], dtype=torch.int32, device=DEVICE), work, policy)
-    scratch = DecodeScratch.make(policy, batch, HEADS, HEAD_DIM, DEVICE)
     slots = torch.arange(batch, device=DEVICE)
+    plan_decode(slots, positions, torch.tensor([2**30], dtype=torch.int32, device=DEVICE), work, policy)
+    scratch = DecodeScratch.make(policy, batch, HEADS, HEAD_DIM, DEVICE)
     out = torch.empty_like(query)
 
     def run() -> None:
         for plane in range(LAYERS):
             decode_attention(
-                query, key, value, pool, plane, tables, slots, positions, work[0], scratch, out, policy,
+                query, key, value, pool, plane, tables, work[0], scratch, out, policy,
                 scale=HEAD_DIM**-0.5, **tuning,
             )  # fmt: skip
 
@@ -85,11 +91,12 @@ def plan_us(batch: int) -> float:
     policy = SplitPolicy(KV_HEADS)
     work = torch.zeros(1, policy.max_items(batch), WORK_FIELDS, dtype=torch.int32, device=DEVICE)
     positions = torch.full((batch,), 1000, device=DEVICE)
+    slots = torch.arange(batch, device=DEVICE)
     windows = torch.tensor([2**30], dtype=torch.int32, device=DEVICE)
 
     def run() -> None:
         for _ in range(20):
-            plan_decode(positions, windows, work, policy)
+            plan_decode(slots, positions, windows, work, policy)
 
     return median_ms(as_graph(run)) / 20 * 1e3
 
@@ -99,7 +106,9 @@ def prefill_flops(prompts: int, tokens: int) -> float:
     return 4 * prompts * HEADS * HEAD_DIM * tokens * (tokens + 1) / 2
 
 
-def prefill_rate(pool: torch.Tensor, prompts: int, tokens: int, prefix: int = 0, **tuning: int) -> Rate:
+def prefill_rate(
+    pool: torch.Tensor, prompts: int, tokens: int, prefix: int = 0, *, rows: int = TILE_ROWS, **tuning: int
+) -> Rate:
     """One layer of whole prompts, or of chunks that follow `prefix` tokens in pages."""
     total = prompts * tokens
     query = torch.randn(total, HEADS, HEAD_DIM, device=DEVICE, dtype=torch.bfloat16)
@@ -109,13 +118,15 @@ def prefill_rate(pool: torch.Tensor, prompts: int, tokens: int, prefix: int = 0,
         (torch.randperm(len(pool) - 1, device=DEVICE)[: prompts * pages_each] + 1).view(prompts, -1).int()
     )
     chunks = [(i * tokens, tokens, prefix, i) for i in range(prompts)]
-    tiles = torch.tensor(tiles_of(chunks, tile_tokens(HEADS // KV_HEADS)), dtype=torch.int32, device=DEVICE)
+    tiles = torch.tensor(
+        tiles_of(chunks, tile_tokens(HEADS // KV_HEADS, rows)), dtype=torch.int32, device=DEVICE
+    )
     assert tiles.shape[1] == TILE_FIELDS
     out = torch.empty_like(query)
 
     def run() -> None:
         prefill_attention(
-            query, key, value, pool, 3, tables, tiles, out, scale=HEAD_DIM**-0.5, **tuning
+            query, key, value, pool, 3, tables, tiles, out, scale=HEAD_DIM**-0.5, rows=rows, **tuning
         )  # fmt: skip
 
     ms = median_ms(as_graph(run))

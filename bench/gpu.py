@@ -12,6 +12,7 @@ import torch
 from engine.memory.page import PageLayout
 from engine.messages import Sampling
 from engine.model_runner.batch import Row
+from engine.model_runner.compile_cache import use_compile_cache
 from engine.model_runner.cuda_executor import CudaExecutor, StepOptions
 
 SHAPE = "llama-3.1-8b"
@@ -107,8 +108,10 @@ class Rig:
 def make_rig(options: StepOptions, num_pages: int, *, capture: bool = True) -> Rig:
     """A dummy model of the Llama-3.1-8B shape, ready to run. Says how long each part took."""
     from engine.model_runner import attention, families
+    from engine.model_runner.sources.cache import cache_root
     from engine.model_runner.sources.dummy import dummy_config, random_model
 
+    use_compile_cache(cache_root(None))
     start = time.perf_counter()
 
     def took(what: str) -> None:

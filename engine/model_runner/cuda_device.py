@@ -21,6 +21,7 @@ from engine.model_runner.grammar import Grammars
 from engine.model_runner.kernels.moves import move_pages
 from engine.model_runner.loading import LoadedModel
 from engine.model_runner.scratch import Scratch
+from engine.model_runner.sources.cache import cache_root
 from engine.model_runner.sources.progress import OnProgress
 
 OUT_OF_MEMORY = ("CUDA_ERROR_OUT_OF_MEMORY", "cudaErrorMemoryAllocation")

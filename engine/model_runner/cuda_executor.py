@@ -97,7 +97,7 @@ class CudaExecutor:
         self._prompts = PromptLogprobs()
         self._layout = layout
         self._last: LaunchedStep | None = None
-        self._sizes = batch_sizes(options.max_batch)
+        self._sizes: Sequence[int] = batch_sizes(options.max_batch)
         self._greedy: GraphSet | None = None
         self._logits: GraphSet | None = None
         with self._on_stream(), torch.inference_mode():
@@ -108,8 +108,14 @@ class CudaExecutor:
         on_progress("compiling", None)
         with self._on_stream(), torch.inference_mode():
             self._step.trace()
-        if self.stream is None or not capture:
+        if capture:
+            self.capture(on_progress, self._sizes)
+
+    def capture(self, on_progress: OnProgress, sizes: Sequence[int]) -> None:
+        """Capture decode steps of `sizes` rows (ascending), and replay no others from now on."""
+        if self.stream is None:
             return
+        self._sizes = sizes
         memory = torch.cuda.graph_pool_handle()
         greedy = GraphSet(self._step.decode_greedy, self.stream, memory)
         logits = GraphSet(self._step.decode_logits, self.stream, memory)

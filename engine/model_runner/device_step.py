@@ -6,14 +6,18 @@ log-probabilities of a prompt.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import torch._inductor.config
 from transformers import PreTrainedModel
 
 from engine.memory.page import PageLayout
 from engine.model_runner.batch import StepRow
 from engine.model_runner.kernels.attention import PagedKernels, StepLimits
+from engine.model_runner.kernels.chain import can_chain
+from engine.model_runner.kernels.linear import LinearProduct
 from engine.model_runner.kernels.prefill import tile_tokens, tiles_of
 from engine.model_runner.sampler import sample
 from engine.model_runner.shared_linear import MergeProducts, share_linears
@@ -148,8 +152,8 @@ def _make_forward(model: PreTrainedModel, paged: PagedKernels, *, compiled: bool
 
     if not compiled:
         return forward
-    share_linears(model)
-    run: Forward = torch.compile(forward, options={"post_grad_custom_pre_pass": MergeProducts()})
+    share_linears(model, LinearProduct(paged.pool.device))
+    run: Forward = torch.compile(forward, options=_compile_options(paged.pool.device))
 
     def with_marks(ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         for tensor, dim in ((ids, 1), (positions, 1), (keep, 0)):
@@ -157,6 +161,13 @@ def _make_forward(model: PreTrainedModel, paged: PagedKernels, *, compiled: bool
         return run(ids, positions, keep)
 
     return with_marks
+
+
+def _compile_options(device: torch.device) -> dict[str, Any]:
+    options: dict[str, Any] = {"post_grad_custom_pre_pass": MergeProducts()}
+    if can_chain(device) and hasattr(torch._inductor.config.triton, "enable_pdl"):
+        options["triton.enable_pdl"] = True  # as our own kernels do, see `kernels.chain`
+    return options
 
 
 def _send(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]], target: torch.Tensor) -> None:

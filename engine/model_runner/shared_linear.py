@@ -1,4 +1,4 @@
-"""Linear layers of one input computed as one product.
+"""Linear layers of one input computed as one product, by a function of the caller's choice.
 
 A decode step reads weights at the memory's speed only where a product is large: K and V projections of eight
 heads leave most of a GPU idle. Q, K and V, and the gate and up projections of an MLP, take the same input, so
@@ -6,14 +6,18 @@ their weights are laid one after another, and each layer takes its part of the s
 not compiled would compute the product for each, so this is for models compiled with `MergeProducts` alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import fx, nn
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.nn import functional as F
 
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""x [..., width], weight [features, width] -> x @ weight.T"""
+
 _aten = torch.ops.aten
+_PRODUCTS = frozenset({"fairslice::linear"})
 _MERGED = frozenset(
     {
         _aten.mm.default,
@@ -31,27 +35,52 @@ _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 class SharedLinear(nn.Module):
     """Features `first` to `end` (exclusive) of a linear layer that several modules share."""
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, first: int, end: int) -> None:
+    def __init__(
+        self, weight: nn.Parameter, bias: nn.Parameter | None, first: int, end: int, product: Product
+    ) -> None:
         super().__init__()
         self.weight = weight
         self.bias = bias
         self._first = first
         self._end = end
+        self._product = product
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)[..., self._first : self._end]
+        return self._whole(x)[..., self._first : self._end]
+
+    def _whole(self, x: torch.Tensor) -> torch.Tensor:
+        if self.bias is None:
+            return self._product(x, self.weight)
+        return F.linear(x, self.weight, self.bias)
 
 
-def share_linears(model: nn.Module) -> None:
-    """Join what can be joined, in place; a second call changes nothing.
+class LoneLinear(nn.Module):
+    """A linear layer without bias that shares its input with no other."""
+
+    def __init__(self, weight: nn.Parameter, product: Product) -> None:
+        super().__init__()
+        self.weight = weight
+        self._product = product
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._product(x, self.weight)
+
+
+def share_linears(model: nn.Module, product: Product = F.linear) -> None:
+    """Join what can be joined, in place, and compute it and linear layers without bias by `product`; a second
+    call changes nothing.
 
     Needs room for the weights of one layer beside the model: what was joined is freed at once.
     """
     for names in _TOGETHER:
         for parent in [module for module in model.modules() if _has_plain(module, names)]:
-            _join(parent, names)
+            _join(parent, names, product)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # the freed blocks do not fit the next layer's joined weights
+    for parent in [*model.modules()]:
+        for name, child in [*parent.named_children()]:
+            if type(child) is nn.Linear and child.bias is None:
+                setattr(parent, name, LoneLinear(child.weight, product))
 
 
 def _has_plain(module: nn.Module, names: Sequence[str]) -> bool:
@@ -62,7 +91,7 @@ def _has_plain(module: nn.Module, names: Sequence[str]) -> bool:
     return len(plain) == len(names) and len(kinds) == 1
 
 
-def _join(parent: nn.Module, names: Sequence[str]) -> None:
+def _join(parent: nn.Module, names: Sequence[str], product: Product) -> None:
     linears = [parent.get_submodule(name) for name in names]
     weights = [linear.get_parameter("weight") for linear in linears]
     biases = [] if linears[0].bias is None else [linear.get_parameter("bias") for linear in linears]
@@ -72,7 +101,7 @@ def _join(parent: nn.Module, names: Sequence[str]) -> None:
     first = 0
     for name, part in zip(names, weights, strict=True):
         end = first + len(part)
-        setattr(parent, name, SharedLinear(weight, bias, first, end))
+        setattr(parent, name, SharedLinear(weight, bias, first, end, product))
         first = end
 
 
@@ -82,7 +111,7 @@ class MergeProducts(CustomGraphPass):
     def __call__(self, graph: fx.Graph) -> None:
         first_of: dict[object, fx.Node] = {}
         for node in graph.nodes:
-            if node.target not in _MERGED:
+            if node.target not in _MERGED and not _is_product(node.target):
                 continue
             key = _hashable((node.target, node.args, tuple(node.kwargs.items())))
             first = first_of.setdefault(key, node)
@@ -91,7 +120,11 @@ class MergeProducts(CustomGraphPass):
                 graph.erase_node(node)
 
     def uuid(self) -> str:
-        return "fairslice merge products 1"
+        return "fairslice merge products 2"
+
+
+def _is_product(target: object) -> bool:
+    return isinstance(target, torch._ops.OpOverload) and target._schema.name in _PRODUCTS
 
 
 def _hashable(value: object) -> object:

@@ -22,7 +22,6 @@ from engine.model_runner.kernels.chain import can_chain, chained, launch_next, p
 # position, nothing
 WORK_FIELDS = 8
 BLOCK_KEYS = 64
-_PROGRAMS_WANTED = 512  # four an SM on an H100: enough for full bandwidth (measured), few enough to merge
 _MERGED_NUMBERS = 8192  # of partial results that a program holds at once: 64 registers a thread
 _MAX_FIXED_SPLITS = 16  # most items of a row when splitting must not depend on the batch
 
@@ -33,13 +32,14 @@ class SplitPolicy:
 
     kv_heads: int
     fixed: bool = False
+    programs: int = 512  # four an SM on an H100: enough for full bandwidth (measured), few enough to merge
 
     @property
     def max_splits(self) -> int:
         """Most items of one row; a power of two."""
         if self.fixed:
             return _MAX_FIXED_SPLITS
-        wanted: int = triton.next_power_of_2(_PROGRAMS_WANTED // self.kv_heads)
+        wanted: int = triton.next_power_of_2(self.programs // self.kv_heads)
         return min(128, max(16, wanted))
 
     def max_items(self, rows: int) -> int:
@@ -162,15 +162,15 @@ def _decode_kernel(
         item = tl.program_id(0)
         kv_head = tl.program_id(1)
     work = work_ptr + item * FIELDS
-    stop = tl.load(work + 2)
+    stop = tl.load(work + 2, cache_modifier=".cg")
     if stop == 0:
         return
-    row = tl.load(work)
-    start = tl.load(work + 1)
-    first_item = tl.load(work + 3)
-    splits = tl.load(work + 4)
-    slot = tl.load(work + 5).to(tl.int64)
-    position = tl.load(work + 6)
+    row = tl.load(work, cache_modifier=".cg")
+    start = tl.load(work + 1, cache_modifier=".cg")
+    first_item = tl.load(work + 3, cache_modifier=".cg")
+    splits = tl.load(work + 4, cache_modifier=".cg")
+    slot = tl.load(work + 5, cache_modifier=".cg").to(tl.int64)
+    position = tl.load(work + 6, cache_modifier=".cg")
     table = tables_ptr + slot * tables_row
 
     g = tl.arange(0, GROUP_TILE)
@@ -185,7 +185,7 @@ def _decode_kernel(
     pages = pool_ptr + head_offset
     first_keys = start + tl.arange(0, BLOCK)
     first_ok = first_keys < stop
-    page = tl.load(table + first_keys // PAGE_TOKENS, mask=first_ok, other=0)
+    page = tl.load(table + first_keys // PAGE_TOKENS, mask=first_ok, other=0, cache_modifier=".cg")
     if CHAIN:
         # What was computed in earlier steps is there already.
         token = page.to(tl.int64) * pool_page + (first_keys % PAGE_TOKENS) * token_elements

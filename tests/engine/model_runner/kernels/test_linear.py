@@ -1,0 +1,29 @@
+import pytest
+
+pytest.importorskip("triton")
+
+import torch
+
+from engine.model_runner.kernels.linear import LinearScratch, Tiling, few_rows_linear
+from tests.engine.model_runner.kernels.cases import relative_error
+
+TILING = Tiling(features=32, width=64, programs=12)
+
+
+@pytest.mark.parametrize(("rows", "features", "splits"), [(1, 96, 4), (5, 384, 1), (33, 192, 2)])
+def test_is_the_product(rows: int, features: int, splits: int) -> None:
+    torch.manual_seed(rows)
+    x, weight = torch.randn(rows, 2 * 1024)[:, :1024], torch.randn(features, 1024)
+    scratch = LinearScratch.make(torch.device("cpu"))
+    assert TILING.splits(weight) == splits
+    for _ in range(2):  # the second run finds the counters as the first left them
+        scratch.partial.fill_(torch.nan)
+        out = few_rows_linear(x, weight, scratch, TILING)
+        assert relative_error(out, x @ weight.T) < 1e-6
+    assert not scratch.arrived.any()
+
+
+def test_refuses_weights_that_do_not_divide() -> None:
+    assert TILING.splits(torch.empty(100, 1024)) is None
+    assert TILING.splits(torch.empty(96, 1000)) is None
+    assert TILING.splits(torch.empty(1024, 96).T) is None

@@ -1,0 +1,58 @@
+"""Products of few rows on the device: alone, and chained with kernels that write what they read."""
+
+import pytest
+
+pytest.importorskip("triton")
+
+import torch
+from torch.nn import functional as F
+
+from engine.model_runner.kernels.linear import LinearProduct, LinearScratch, Tiling, few_rows_linear
+from tests.engine.model_runner.kernels.cases import relative_error
+
+SHAPES = [(6144, 4096), (4096, 14_336), (28_672, 4096), (64, 256), (32_064, 2048)]
+CUDA = torch.device("cuda")
+
+
+def _weight(features: int, width: int) -> torch.Tensor:
+    return torch.randn(features, width, dtype=torch.bfloat16, device=CUDA) * width**-0.5
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16, 17, 33, 64])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_is_the_product(rows: int, shape: tuple[int, int]) -> None:
+    weight = _weight(*shape)
+    x = torch.randn(rows, shape[1] + 64, dtype=torch.bfloat16, device=CUDA)[:, : shape[1]]
+    scratch = LinearScratch.make(CUDA)
+    scratch.partial.fill_(torch.nan)
+    for tiling in (Tiling(), Tiling(128, 64, 256, 4, 4)):
+        if tiling.splits(weight) is None:
+            continue
+        for _ in range(2):
+            out = few_rows_linear(x, weight, scratch, tiling)
+            assert relative_error(out, x.float() @ weight.float().T) < 5e-3
+        assert not scratch.arrived.any()
+
+
+@pytest.mark.parametrize("rows", [2, 48, 65])
+def test_waits_for_what_it_reads(rows: int) -> None:
+    weights = [_weight(*shape) for shape in ((14_336, 4096), (4096, 14_336)) * 4]
+    product = LinearProduct(CUDA)
+    given = torch.empty(rows, 4096, dtype=torch.bfloat16, device=CUDA)
+
+    def run(compute: LinearProduct) -> torch.Tensor:
+        x = given
+        for weight in weights:
+            x = compute(x, weight)
+        return x
+
+    given.normal_()
+    run(product)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run(product)
+    for _ in range(20):
+        given.normal_()
+        out.fill_(torch.nan)
+        graph.replay()
+        assert relative_error(out, run(F.linear).float()) < 3e-2  # type: ignore[arg-type]
