@@ -15,7 +15,7 @@ from api.connection import ConnectionMiddleware
 from api.errors import ApiError, error_response
 from api.routes.chat import chat_completions
 from api.routes.completions import completions
-from api.routes.health import health, metrics, ready
+from api.routes.health import health, metrics, openapi, ready
 from api.routes.models import list_models, show_model
 from api.routes.responses import responses
 from api.routes.tokens import detokenize, tokenize
@@ -32,6 +32,7 @@ ROUTES = [
     Route("/health", health, methods=["GET"]),
     Route("/ready", ready, methods=["GET"]),
     Route("/metrics", metrics, methods=["GET"]),
+    Route("/openapi.json", openapi, methods=["GET"]),
 ]
 
 

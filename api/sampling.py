@@ -1,17 +1,16 @@
 """From a request's fields to the engine's sampling parameters."""
 
-import asyncio
 import secrets
 from collections.abc import Iterable
 
 import msgspec
-from llguidance import LLMatcher
 
 from api.errors import bad_request
+from api.grammar_check import GrammarChecks
 from api.schemas import GenerationRequest, ResponseFormat
 from engine.messages import Grammar, GrammarKind, ModelCard, Sampling
 
-MAX_PROBLEM_CHARS = 500
+MAX_GRAMMAR_CHARS = 262_144
 SEED_MASK = 2**63 - 1
 
 
@@ -64,8 +63,10 @@ def choice_seed(seed: int, choice: int) -> int:
     return (seed + choice) & SEED_MASK
 
 
-async def read_grammar(body: GenerationRequest, demanded_call: Grammar | None) -> Grammar | None:
-    """The one constraint that a request may set, checked in a thread. Raises ApiError."""
+async def read_grammar(
+    body: GenerationRequest, demanded_call: Grammar | None, checks: GrammarChecks
+) -> Grammar | None:
+    """The one constraint that a request may set. Raises ApiError if it cannot be used."""
     given = {
         "tool_choice": demanded_call,
         "response_format": _format_grammar(body.response_format),
@@ -79,29 +80,13 @@ async def read_grammar(body: GenerationRequest, demanded_call: Grammar | None) -
     (param, grammar), *others = grammars
     if others:
         raise bad_request(others[0][0], f"{param} and {others[0][0]} exclude each other: give one of them")
-    problem = await asyncio.to_thread(_problem_with, grammar)
+    if len(grammar.source) > MAX_GRAMMAR_CHARS:
+        raise bad_request(param, f"{param} is over the limit of {MAX_GRAMMAR_CHARS} characters")
+    problem = await checks.problem_with(grammar)
     if problem:
-        shown = problem[:MAX_PROBLEM_CHARS]
-        raise bad_request(
-            param, f"{param} is not a {grammar.kind.replace('_', ' ')} that can be used: {shown}"
-        )
+        kind = grammar.kind.replace("_", " ")
+        raise bad_request(param, f"{param} is not a {kind} that can be used: {problem}")
     return grammar
-
-
-_COMPILERS = {
-    GrammarKind.JSON_SCHEMA: LLMatcher.grammar_from_json_schema,
-    GrammarKind.REGEX: LLMatcher.grammar_from_regex,
-    GrammarKind.LARK: LLMatcher.grammar_from_lark,
-}
-
-
-def _problem_with(grammar: Grammar) -> str:
-    """What llguidance says against the grammar; nothing if it can be used."""
-    try:
-        problem: str = LLMatcher.validate_grammar(_COMPILERS[grammar.kind](grammar.source))
-    except ValueError as error:
-        return str(error)
-    return problem
 
 
 def _format_grammar(wanted: ResponseFormat | None) -> Grammar | None:

@@ -27,6 +27,10 @@ StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 StopList = Annotated[list[StopString], Meta(max_length=MAX_STOPS)]
 Logprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
 FunctionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Biases = Annotated[
+    dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]],
+    Meta(max_length=MAX_BIASES, extra_json_schema={"propertyNames": {"pattern": "^(0|[1-9][0-9]{0,9})$"}}),
+]
 Pattern = Annotated[str, Meta(min_length=1, max_length=65536)]
 
 
@@ -73,9 +77,7 @@ class GenerationRequest(Strict, frozen=True, kw_only=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
-    logit_bias: (
-        Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=MAX_BIASES)] | None
-    ) = None
+    logit_bias: Biases | None = None
     prompt_logprobs: Logprobs | None = None
     response_format: ResponseFormat | None = None
     guided_json: dict[str, object] | Pattern | None = None

@@ -13,6 +13,7 @@ from api.detokenize import UnsupportedTokenizerError
 from api.engine_client import EngineClient
 from api.errors import ApiError, unavailable, unknown_model
 from api.generation import Generations
+from api.grammar_check import GrammarChecks
 from api.metrics import Metrics
 from api.schemas import Body, Reader
 from api.streams import OpenStreams
@@ -34,6 +35,7 @@ class Services:
     metrics: Metrics
     generations: Generations
     streams: OpenStreams
+    grammars: GrammarChecks
 
     @classmethod
     def make(cls, config: Config, client: EngineClient) -> "Services":
@@ -41,13 +43,17 @@ class Services:
         metrics = Metrics()
         generations = Generations(client)
         auth = make_auth(config.server)
-        return cls(config, client, auth, TextModels(), metrics, generations, OpenStreams(metrics))
+        streams = OpenStreams(metrics)
+        return cls(config, client, auth, TextModels(), metrics, generations, streams, GrammarChecks())
 
     async def run(self) -> None:
         """The tasks behind the routes, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.client.run())
-            group.create_task(self.streams.watch())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.client.run())
+                group.create_task(self.streams.watch())
+        finally:
+            await self.grammars.close()
 
     async def find_model(self, name: str) -> tuple[ModelCard, TextModel]:
         """A model that is ready, with its tokenizer. Raises ApiError."""

@@ -57,7 +57,7 @@ async def plan_generation(
             "too_many_prompts",
         )
     seed = draw_seed(body)
-    grammar = await read_grammar(body, use.grammar if use is not None else None)
+    grammar = await read_grammar(body, use.grammar if use is not None else None, services.grammars)
     samplings = []
     for ids in prompts:
         room = card.max_model_len - len(ids)

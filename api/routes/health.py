@@ -1,10 +1,11 @@
-"""GET /health, /ready and /metrics."""
+"""GET /health, /ready, /metrics and /openapi.json."""
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.auth import require_operator
+from api.openapi import document
 from api.routes.models import json_response
 from api.services import services_of
 
@@ -35,3 +36,9 @@ async def metrics(request: Request) -> Response:
     stats = await services.client.stats()
     text = services.metrics.render(stats.samples if stats is not None else [])
     return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+async def openapi(request: Request) -> Response:
+    """What this server takes and gives."""
+    models = tuple(sorted(services_of(request).client.models))
+    return Response(document(models), media_type="application/json")

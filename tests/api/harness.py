@@ -24,8 +24,12 @@ Result = TypeVar("Result")
 
 def run(test: Coroutine[Any, Any, Result]) -> Result:
     """Run a test on the loop that the api is served with."""
+    return run_for(test, 60)
+
+
+def run_for(work: Coroutine[Any, Any, Result], limit_s: float) -> Result:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(asyncio.wait_for(test, 60))
+        return runner.run(asyncio.wait_for(work, limit_s))
 
 
 @dataclass

@@ -1,0 +1,78 @@
+"""Checking clients' grammars in processes of their own, within bounds of time and memory."""
+
+import asyncio
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections import OrderedDict
+from contextlib import suppress
+
+import msgspec
+
+from engine.messages import Grammar
+
+MAX_PROCESSES = 2
+CHECK_S = 2.0
+MAX_REMEMBERED = 256
+
+TOO_COSTLY = "it takes too much time or memory"
+
+
+class GrammarChecks:
+    """Starts a checker when it is needed, keeps it for the next grammar, and ends it if it takes too long.
+    Remembers the grammars that were found good: programs use the same few again and again."""
+
+    def __init__(self) -> None:
+        self._idle: list[Process] = []
+        self._places = asyncio.Semaphore(MAX_PROCESSES)
+        self._good: OrderedDict[Grammar, None] = OrderedDict()
+
+    async def problem_with(self, grammar: Grammar) -> str:
+        """What is wrong with the grammar; nothing if it can be used."""
+        if grammar in self._good:
+            self._good.move_to_end(grammar)
+            return ""
+        async with self._places:
+            problem = await self._ask(grammar)
+        if not problem:
+            self._good[grammar] = None
+            if len(self._good) > MAX_REMEMBERED:
+                self._good.popitem(last=False)
+        return problem
+
+    async def close(self) -> None:
+        """End the checkers that wait."""
+        while self._idle:
+            await _end(self._idle.pop())
+
+    async def _ask(self, grammar: Grammar) -> str:
+        process = self._idle.pop() if self._idle else await _start()
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(msgspec.json.encode(grammar) + b"\n")
+            async with asyncio.timeout(CHECK_S):
+                answer = await process.stdout.readline()
+            problem = msgspec.json.decode(answer, type=str) if answer else TOO_COSTLY
+        except TimeoutError:
+            await _end(process)
+            return TOO_COSTLY
+        except BaseException:
+            await _end(process)
+            raise
+        if answer:
+            self._idle.append(process)
+        else:
+            await _end(process)
+        return problem
+
+
+async def _start() -> Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "api.grammar_checker", stdin=PIPE, stdout=PIPE
+    )
+
+
+async def _end(process: Process) -> None:
+    with suppress(ProcessLookupError):
+        process.kill()
+    await process.communicate()
