@@ -130,9 +130,10 @@ class Lending:
     def restore_lender(self, name: str) -> None:
         """A lender that was gone has memory again."""
         lender = self.lenders[name]
-        if lender.owner is None:
-            leased = {lease.segment for lease in self.book.leases_from(name)}
-            self.book.offer(name, set(range(lender.num_segments)) - leased)
+        busy = {lease.segment for lease in self.book.leases_from(name)}
+        if lender.owner is not None:
+            busy |= lender.owner.pool.segments.keys()
+        self.book.offer(name, set(range(lender.num_segments)) - busy)
 
     # ------------------------------------------------------------------ the market, for borrowers' stores
 

@@ -133,9 +133,9 @@ class Mirrors:
 
     # ------------------------------------------------------------------ segments
 
-    def holders(self, pool_id: int, number: int) -> list[Context]:
-        """Contexts that may have pages in a leased segment, oldest first."""
-        return sorted(self._holders.get(page_ref(pool_id, number), ()), key=lambda c: c.serial)
+    def holders(self, pool_id: int, number: int) -> dict[Context, None]:
+        """Contexts that may have pages in a leased segment."""
+        return dict(self._holders.get(page_ref(pool_id, number), ()))
 
     def places_in(self, context: Context, pool_id: int, number: int) -> list[tuple[int, int]]:
         """(group, page index) of the context's pages in a segment. Forgets it as a holder if it has none."""

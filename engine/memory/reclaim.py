@@ -1,7 +1,5 @@
 """Emptying segments of leased tiers that their lenders want back."""
 
-from collections.abc import Iterator
-
 from engine.memory.context import Context, page_of, page_ref, pool_of
 from engine.memory.counters import StoreCounters
 from engine.memory.mirrors import Mirrors
@@ -20,27 +18,39 @@ class Reclaim:
         self._mirrors = mirrors
         self._moves = moves
         self._counters = counters
-        self._recalled: dict[tuple[int, int], None] = {}
+        self._recalled: dict[int, tuple[int, int]] = {}  # by the segment's key: pool id, segment
 
     def recall(self, pool_id: int, segments: list[int]) -> None:
         """Give out no page of these segments any more."""
         for number in segments:
             self._mirrors.tiers[pool_id].recall(number)
-            self._recalled[pool_id, number] = None
+            self._recalled[page_ref(pool_id, number)] = (pool_id, number)
 
     @property
     def is_busy(self) -> bool:
-        """Whether some segment is still being emptied, as far as `unfinished` has seen."""
+        """Whether some segment is still being emptied, as far as `contexts` has seen."""
         return bool(self._recalled)
 
-    def unfinished(self) -> Iterator[tuple[int, int]]:
-        """(pool id, segment) of those that still have somebody's pages."""
-        for pool_id, number in list(self._recalled):
-            pool = self._mirrors.tiers.get(pool_id)
-            if pool is None or number not in pool.segments or pool.is_empty(number):
-                del self._recalled[pool_id, number]
+    def contexts(self) -> list[Context]:
+        """Who may have pages in segments that are not empty yet, oldest first."""
+        found: dict[Context, None] = {}
+        for key, (pool_id, number) in list(self._recalled.items()):
+            pool = self._mirrors.tiers[pool_id]
+            if number not in pool.segments or pool.is_empty(number):
+                del self._recalled[key]
             else:
-                yield pool_id, number
+                found |= self._mirrors.holders(pool_id, number)
+        return sorted(found, key=lambda context: context.serial)
+
+    def places(self, context: Context) -> dict[int, list[tuple[int, int]]]:
+        """By pool, (group, page index) of the context's pages in recalled segments."""
+        places: dict[int, list[tuple[int, int]]] = {}
+        for key in sorted(context.mirror_segments & self._recalled.keys()):
+            pool_id, number = self._recalled[key]
+            found = self._mirrors.places_in(context, pool_id, number)
+            if found:
+                places.setdefault(pool_id, []).extend(found)
+        return places
 
     def relocate(
         self, context: Context, pool_id: int, places: list[tuple[int, int]], runners: list[int]

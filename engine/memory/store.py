@@ -287,17 +287,15 @@ class ContextStore:
         pool of the runner that makes it.
         """
         moves = []
-        for pool_id, number in self._reclaim.unfinished():
-            for context in self._mirrors.holders(pool_id, number):
-                if context.moves_in_flight or self.drop_mirror(context):
-                    continue
-                places = self._mirrors.places_in(context, pool_id, number)
-                if places:
-                    relocated = self._reclaim.relocate(context, pool_id, places, runners)
-                    if not relocated and runners:
-                        self._lose_places(context, places)
-                    self._local.recount(context)
-                    moves += relocated
+        for context in self._reclaim.contexts():
+            if context.moves_in_flight or self.drop_mirror(context):
+                continue
+            for pool_id, places in self._reclaim.places(context).items():
+                relocated = self._reclaim.relocate(context, pool_id, places, runners)
+                if not relocated and runners and not context.moves_in_flight:
+                    self._lose_places(context, places)
+                moves += relocated
+            self._local.recount(context)
         return moves
 
     def lose_segment(self, pool_id: int, number: int) -> None:

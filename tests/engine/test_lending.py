@@ -102,7 +102,7 @@ def test_random_load_on_everybody(seed):
 
 
 def disturb(lending, model, wanted, source):
-    """Abort a prompt in the midst of whatever it does, or kill the model's runner, with or without its pool."""
+    """Abort a prompt in the midst of whatever it does, or kill the model's runner, or its pool as well."""
     rig = lending.rigs[model]
     name = next(iter(rig.ledgers))
     open_prompts = [prompt_id for prompt_id in wanted if prompt_id not in rig.finished]
