@@ -39,7 +39,9 @@ class SimulatedRunner:
             for tier, speed in (("peer", cluster.peer_link), ("host", cluster.host_link))
             for inwards in (True, False)
         }
-        self._flights: deque[tuple[Flight, int, int]] = deque()  # with the step's time and the idle time before
+        self._flights: deque[tuple[Flight, int, int]] = (
+            deque()
+        )  # with the step's time and the idle time before
         self._free_at_ns = 0
         self._owed_ns = 0.0  # what moves took from the compute beside them
         self._stalled_since_ns: int | None = None

@@ -14,8 +14,8 @@ _TOKEN = 7  # what every prompt says
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """A prompt's stay on the device. `grants` are the slices that take over from `slice_id` in turn: (id, end);
-    positions below `limit` may be sampled, those below `grant_end` under `slice_id`. `seed` is the sampling's."""
+    """A prompt's stay on the device. Positions below `limit` may be sampled, those below `grant_end` under
+    `slice_id`; `grants` are the slices that take over in turn: (id, end). `seed` is the sampling's."""
 
     seed: int
     slice_id: int
@@ -181,7 +181,8 @@ class RunTable:
                     self._use_up(run, position + 1)
             if run.reason is not None:
                 self._settle(run)
-        fed, tokens = [1] * len(slice_ids), [_TOKEN] * len(slice_ids)
+        fed = [1] * len(slice_ids)
+        tokens: list[int | None] = [_TOKEN] * len(slice_ids)
         for run, count, sample in flight.others:
             run.in_flight -= 1
             if run.reason in (None, EndReason.ENDED):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from engine.fairness import make_policy
 from engine.memory.pool import PagePool
@@ -36,7 +37,7 @@ class Machine:
 
 
 class Simulation:
-    """One model on a cluster. Arrivals and tokens are as an api process in the engine's place would see them."""
+    """One model on a cluster, with arrivals and tokens as an api process beside the engine would see them."""
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class Simulation:
         """All requests to their ends; one record each."""
         for sending in self._sendings:
             assert sending.at_s is not None
-            self._events.at(round(sending.at_s * 1e9), lambda sending=sending: self._submit(sending))
+            self._events.at(round(sending.at_s * 1e9), partial(self._submit, sending))
         while self._events:
             self._events.step()
         assert not self.scheduler.prompts, f"never finished: {list(self.scheduler.prompts)[:5]}"

@@ -1,0 +1,112 @@
+"""`python -m engine.simulator`: exit status 0, or 2 if the trace or an option cannot be used."""
+
+import argparse
+import sys
+from datetime import datetime
+from time import perf_counter
+
+import msgspec
+
+from engine.config import MemoryConfig
+from engine.planner import PlannerSettings
+from engine.simulator.hardware import Cluster, HardwareError
+from engine.simulator.options import make_cluster, parse
+from engine.simulator.simulation import Simulation
+from loadgen.plan import Sending, Shape, schedule
+from loadgen.report import REPORT_FILE, write_report
+from loadgen.results import RunInfo
+from loadgen.spec import SpecError
+from loadgen.stats import summarize
+from loadgen.tables import print_lines
+from loadgen.traces import TraceError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        sendings = _read_schedule(options)
+        cluster = make_cluster(options)
+        _check_fit(sendings, cluster)
+    except (TraceError, SpecError, HardwareError) as error:
+        print(f"simulator: {error}", file=sys.stderr)
+        return 2
+    began_s = perf_counter()
+    info = _describe(options, sendings)
+    policy = options.scheduler.policy
+    simulation = Simulation(cluster, policy, _settings(options), sendings, info.tenant_weights)
+    records = simulation.run()
+    took_s = perf_counter() - began_s
+    summary = summarize(info, records)
+    machine = simulation.machine()
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_report(options.out, info, records)
+    if options.json:
+        print(msgspec.json.encode({"summary": summary, "machine": machine, "took_s": took_s}).decode())
+        return 0
+    print("\n".join(print_lines(info, summary)))
+    gpu_s = machine.end_ns * cluster.num_gpus / 1e9
+    print(f"{'GPUs busy':<30}{machine.busy_fraction(cluster.num_gpus):.1%}")
+    print(f"{'GPUs waiting for moves only':<30}{machine.stall_ns / max(1, machine.busy_ns):.2%} of busy time")
+    print(f"{'turns ended before their end':<30}{machine.num_preemptions:,}")
+    print(f"{'tokens recomputed':<30}{machine.recomputed_tokens:,}")
+    print(f"{'pages moved':<30}{machine.moved_pages:,}")
+    print(f"{'simulated':<30}{gpu_s:,.0f} GPU-seconds, {machine.num_steps:,} steps, in {took_s:.1f} s")
+    if options.out is not None:
+        print(f"report: {options.out / REPORT_FILE}")
+    return 0
+
+
+def _read_schedule(options: argparse.Namespace) -> list[Sending]:
+    start, stop = options.rows
+    try:
+        rows = options.trace.read(start, stop, options.seed)
+    except OSError as error:
+        raise SpecError(f"{error.filename}: {error.strerror}") from error
+    shape = Shape(options.max_input, options.output_range)
+    shaped = [shape.apply(row) for row in rows]
+    sendings = schedule(shaped, options.arrivals, options.tenants, options.seed, None)
+    if not sendings:
+        raise SpecError(f"nothing to send: {options.trace.text} has no row in the range asked for")
+    return sendings
+
+
+def _check_fit(sendings: list[Sending], cluster: Cluster) -> None:
+    longest = max(each.row.input_tokens + each.row.output_tokens for each in sendings)
+    room = cluster.pool_pages * cluster.layout.page_tokens
+    if longest > room:
+        raise SpecError(f"a context of {longest:,} tokens does not fit in a pool of {room:,}: --pool")
+
+
+def _settings(options: argparse.Namespace) -> PlannerSettings:
+    config = options.scheduler
+    return PlannerSettings(
+        target_ns=round(config.target_ms * 1e6),
+        slice_ns=round(config.slice_ms * 1e6),
+        min_slice_ns=round(config.min_slice_ms * 1e6),
+        gap_ns=round(config.gap_ms * 1e6),
+        first_slices=config.first_slices,
+        max_model_len=options.max_model_len,
+        reserve=MemoryConfig().reserve if options.reserve is None else options.reserve,
+    )
+
+
+def _describe(options: argparse.Namespace, sendings: list[Sending]) -> RunInfo:
+    config = options.scheduler
+    return RunInfo(
+        name=f"simulated {config.policy}",
+        started_at=datetime.now().astimezone().isoformat(timespec="seconds"),
+        url="simulator",
+        model=f"Llama-3.1-8B on {options.gpus} x {options.gpu}",
+        trace=options.trace.text,
+        arrivals=options.arrivals.describe(),
+        tenants=options.tenants.describe(),
+        seed=options.seed,
+        num_planned=len(sendings),
+        tenant_weights={name: options.tenant_weights.get(name, 1.0) for name in options.tenants.names},
+        options={"policy": config.policy, "moves": options.moves},
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
