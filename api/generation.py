@@ -111,6 +111,14 @@ class Generation:
             "prompt_tokens_details": {"cached_tokens": sum(prompt.cached_tokens for prompt in firsts)},
         }
 
+    def outcome(self) -> dict[str, object]:
+        """How it went, for the log."""
+        return {
+            "prompt_tokens": self.plan.prompt_tokens,
+            "completion_tokens": sum(choice.num_tokens for choice in self.choices),
+            "finish": ",".join(self.finish_reasons()),
+        }
+
     def finish_reasons(self) -> list[str]:
         """Of every choice, for the metrics: one that did not end by itself was aborted."""
         return [choice.finish_reason or "abort" for choice in self.choices]

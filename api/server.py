@@ -19,6 +19,7 @@ from hypercorn.typing import LifespanState
 from starlette.applications import Starlette
 
 from api.errors import ApiError
+from api.request_log import RequestLog
 
 BACKLOG = 4096
 MAX_HEADER_BYTES = 64 * 1024
@@ -101,7 +102,7 @@ class HttpServer:
     """Accepts connections on one socket and serves the application on them."""
 
     def __init__(self, app: Starlette, sock: socket.socket) -> None:
-        self._app = ASGIWrapper(app)  # type: ignore[arg-type]
+        self._app = ASGIWrapper(RequestLog(app))  # type: ignore[arg-type]
         self._sock = sock
         self._config = HypercornConfig()
         self._config.h11_max_incomplete_size = MAX_HEADER_BYTES

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from api.auth import Auth, make_auth
+from api.auth import Auth, Tenant, make_auth
 from api.connection import Connection
 from api.detokenize import UnsupportedTokenizerError
 from api.engine_client import EngineClient
@@ -15,6 +15,7 @@ from api.errors import ApiError, unavailable, unknown_model
 from api.generation import Generations
 from api.grammar_check import GrammarChecks
 from api.metrics import Metrics
+from api.request_log import note_of
 from api.schemas import Body, Reader
 from api.streams import OpenStreams
 from api.tokenizers import TextModel, TextModels
@@ -54,6 +55,12 @@ class Services:
                 group.create_task(self.streams.watch())
         finally:
             await self.grammars.close()
+
+    def tenant_of(self, request: Request) -> Tenant:
+        """Whose request it is. Raises ApiError (401)."""
+        tenant = self.auth.resolve(request)
+        note_of(request).fields["tenant"] = tenant.name
+        return tenant
 
     async def find_model(self, name: str) -> tuple[ModelCard, TextModel]:
         """A model that is ready, with its tokenizer. Raises ApiError."""

@@ -24,7 +24,7 @@ READER = Reader(ChatRequest)
 async def chat_completions(request: Request) -> Response:
     arrived_s = arrival_s()
     services = services_of(request)
-    tenant = services.auth.resolve(request)
+    tenant = services.tenant_of(request)
     services.generations.check_accepting()
     body = await read_body(request, READER)
     return await answer_chat(request, services, tenant, body, ChatFormat, "chatcmpl", arrived_s)

@@ -18,7 +18,7 @@ READER = Reader(CompletionRequest)
 async def completions(request: Request) -> Response:
     arrived_s = arrival_s()
     services = services_of(request)
-    tenant = services.auth.resolve(request)
+    tenant = services.tenant_of(request)
     services.generations.check_accepting()
     body = await read_body(request, READER)
     if body.stream and body.prompt_logprobs is not None:

@@ -14,6 +14,7 @@ from api.connection import Connection
 from api.errors import bad_request, rate_headers
 from api.generation import Generation, GenerationPlan, expand_prompts
 from api.metrics import RequestTimer
+from api.request_log import note_of
 from api.sampling import build_sampling, choice_seed, draw_seed, read_grammar
 from api.schemas import GenerationRequest
 from api.services import Services
@@ -23,7 +24,6 @@ from api.tools import ToolUse
 from engine.messages import ModelCard, Submit
 
 NS_PER_MS = 1_000_000
-MAX_REQUEST_ID_CHARS = 128
 
 FormatMaker = Callable[[Generation, AnswerOptions], AnswerFormat]
 
@@ -123,28 +123,25 @@ async def answer(
         continuous_usage=wants is not None and wants.include_usage and wants.continuous_usage_stats,
     )
     timer = RequestTimer(services.metrics, plan.card.name, arrived_s)
-    fixed_headers = {"x-request-id": _request_id(request, plan)} | (headers or {})
+    note = note_of(request)
+    note.name(plan.submit.request_id)
+    note.fields |= {"model": plan.card.name, "generation": plan.submit.request_id}
     if body.stream:
         generation = await services.generations.start(plan, timer)
+        note.outcome = generation.outcome
         try:
             stream_format = make_format(generation, options)
         except BaseException:
             services.generations.finish(generation)
             raise
-        shown_headers = fixed_headers | rate_headers(generation.request.rates)
+        shown_headers = (headers or {}) | rate_headers(generation.request.rates)
         return EventStream(generation, stream_format, services.generations, services.streams, shown_headers)
     connection: Connection = request.state.connection
     async with (
         services.generations.started(plan, timer) as generation,
         connection.watched(generation.client_gone),
     ):
+        note.outcome = generation.outcome
         whole = await make_format(generation, options).whole()
-    shown_headers = fixed_headers | rate_headers(generation.request.rates)
+    shown_headers = (headers or {}) | rate_headers(generation.request.rates)
     return Response(msgspec.json.encode(whole), 200, shown_headers, media_type="application/json")
-
-
-def _request_id(request: Request, plan: GenerationPlan) -> str:
-    """The client's own, so that it can be followed through logs; else ours."""
-    given = request.headers.get("x-request-id", "")
-    usable = given.isascii() and given.isprintable() and 0 < len(given) <= MAX_REQUEST_ID_CHARS
-    return given if usable else plan.submit.request_id

@@ -32,7 +32,7 @@ async def metrics(request: Request) -> Response:
     """Prometheus text: the api's counters and the engine's. They tell of all tenants: where there are
     keys, an operator's is needed."""
     services = services_of(request)
-    require_operator(services.auth.resolve(request))
+    require_operator(services.tenant_of(request))
     stats = await services.client.stats()
     text = services.metrics.render(stats.samples if stats is not None else [])
     return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -22,7 +22,7 @@ def describe(card: ModelCard) -> dict[str, object]:
 
 async def list_models(request: Request) -> Response:
     services = services_of(request)
-    services.auth.resolve(request)
+    services.tenant_of(request)
     client = services.client
     await client.wait_present()
     cards = [describe(card) for _, card in sorted(client.models.items())]
@@ -31,7 +31,7 @@ async def list_models(request: Request) -> Response:
 
 async def show_model(request: Request) -> Response:
     services = services_of(request)
-    services.auth.resolve(request)
+    services.tenant_of(request)
     client = services.client
     name = request.path_params["model"]
     if name not in client.models:

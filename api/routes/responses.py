@@ -21,7 +21,7 @@ Fields = dict[str, object]
 async def responses(request: Request) -> Response:
     arrived_s = arrival_s()
     services = services_of(request)
-    tenant = services.auth.resolve(request)
+    tenant = services.tenant_of(request)
     services.generations.check_accepting()
     body = await read_body(request, READER)
     make_format = partial(ResponsesFormat, asked=body)

@@ -18,7 +18,7 @@ DETOKENIZE = Reader(DetokenizeRequest)
 async def tokenize(request: Request) -> Response:
     """The ids that a prompt, or a conversation, is served as."""
     services = services_of(request)
-    services.auth.resolve(request)
+    services.tenant_of(request)
     body = await read_body(request, TOKENIZE)
     if (body.prompt is None) == (body.messages is None):
         raise bad_request("prompt", "give either prompt or messages")
@@ -37,7 +37,7 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     """The text of ids; special tokens are spelled out."""
     services = services_of(request)
-    services.auth.resolve(request)
+    services.tenant_of(request)
     body = await read_body(request, DETOKENIZE)
     card, model = await services.find_model(body.model)
     for index, token_id in enumerate(body.tokens):

@@ -232,17 +232,6 @@ def test_a_client_that_leaves_while_the_engine_is_away_is_aborted_later() -> Non
     run(test())
 
 
-def test_a_request_id_is_kept() -> None:
-    async def test() -> None:
-        async with running_api() as api:
-            body = {"model": "fake", "prompt": "x"}
-            answer = await api.post("/v1/completions", body, headers={"x-request-id": "mine-1"})
-            assert answer.headers["x-request-id"] == "mine-1"
-            assert (await api.post("/v1/completions", body)).headers["x-request-id"].startswith("cmpl-")
-
-    run(test())
-
-
 def test_an_abort_in_flight_when_the_connection_breaks_is_sent_again() -> None:
     async def test() -> None:
         async with running_api(script=ENDLESS, step_s=0.01) as api:
