@@ -31,6 +31,22 @@ def page_of(ref: int) -> int:
     return ref & (1 << _PAGE_BITS) - 1
 
 
+def by_pool(refs: list[int], others: list[int]) -> dict[int, tuple[list[int], list[int]]]:
+    """Split references by pool: the pages of each, and what stands beside them in `others`."""
+    if not refs:
+        return {}
+    pool_id = pool_of(min(refs))
+    if pool_id == pool_of(max(refs)):  # as nearly always: some nanoseconds a page
+        base = page_ref(pool_id, 0)
+        return {pool_id: ([ref - base for ref in refs], others)}
+    split: dict[int, tuple[list[int], list[int]]] = {}
+    for ref, other in zip(refs, others, strict=True):
+        pages, beside = split.setdefault(pool_of(ref), ([], []))
+        pages.append(page_of(ref))
+        beside.append(other)
+    return split
+
+
 @dataclass(slots=True, eq=False)
 class Context:
     """The page tables of one prompt; `engine.memory.store.ContextStore` alone changes them."""
@@ -68,16 +84,17 @@ class Context:
         """Whether the local copy has positions that the mirror lacks."""
         return self.mirrored < self.computed
 
-    def absent(self, end: int) -> list[tuple[int, int]]:
-        """(group, page index) of every live page for positions below `end` that is not in the local copy."""
+    def absent(self, end: int) -> list[list[int]]:
+        """By group, the indices of live pages for positions below `end` that are not in the local copy."""
         last = self.layout.num_pages(end)
         missing = []
-        for group, (table, first) in enumerate(zip(self.local, self.live_from, strict=True)):
-            present = min(last, len(table))
+        for table, first in zip(self.local, self.live_from, strict=True):
+            holes: list[int] = []
             if self.num_local:
-                missing += [(group, index) for index in range(first, present) if table[index] == ABSENT]
+                present = min(last, len(table))
+                holes = [index for index in range(first, present) if table[index] == ABSENT]
                 first = max(first, present)
-            missing += [(group, index) for index in range(first, last)]
+            missing.append([*holes, *range(first, last)])
         return missing
 
     def num_absent(self, end: int) -> int:

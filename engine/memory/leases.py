@@ -160,8 +160,7 @@ class LeaseBook:
 
     def _allowance(self, entry: _Lender, borrower: str) -> int:
         """Up to its share for sure; beyond it only what nobody else asked for."""
-        others = entry.wanted.keys() - {borrower}
-        if not others:
+        if not entry.wanted or entry.wanted.keys() == {borrower}:
             return len(entry.on_offer)
         room = max(0, self._share(entry, borrower) - entry.held.get(borrower, 0))
         return min(len(entry.on_offer), room)

@@ -8,9 +8,12 @@ room in the better tiers go to the next, and those that are there already keep t
 from collections.abc import Iterator
 from typing import Protocol
 
-from engine.memory.context import ABSENT, Context, page_of, page_ref, pool_of
+from engine.memory.context import ABSENT, Context, by_pool, page_ref
 from engine.memory.placement import Placement
 from engine.memory.pool import PagePool
+
+Places = list[tuple[int, list[int]]]
+"""Pages of a context: (group, page indices in order), for each group that has some."""
 
 
 class Market(Protocol):
@@ -42,16 +45,23 @@ class Mirrors:
             missing += refs[max(first, live_from) : last].count(ABSENT)
         return missing
 
-    def num_free(self, home: int) -> int:
-        """Pages that mirrors of contexts at `home` could have."""
-        return sum(self._num_free_in(pool) for pools in self.placement.classes(home) for pool in pools)
+    def has_room(self, home: int, count: int) -> bool:
+        """Whether mirrors of contexts at `home` could have so many pages more."""
+        for pools in self.placement.classes(home):
+            for pool_id in pools:
+                count -= self.tiers[pool_id].num_free
+                if count <= 0:
+                    return True
+        return count <= sum(
+            self._num_on_offer(pool_id) for pools in self.placement.classes(home) for pool_id in pools
+        )
 
     def grow(self, context: Context, first: int, last: int) -> bool:
         """Give every live page from index `first` to `last` a place in the best tiers that have room; False,
         with nothing changed, if they do not all fit."""
         assert context.home is not None
         missing = self.num_missing(context, first, last)
-        if missing > self.num_free(context.home):
+        if not self.has_room(context.home, missing):
             return False
         places = self.take(context, context.home, missing)
         for refs, live_from in zip(context.mirror, context.live_from, strict=True):
@@ -71,6 +81,8 @@ class Mirrors:
         references, at most `count`."""
         places: list[int] = []
         for pools in self.placement.classes(home):
+            if len(places) == count:
+                break
             roomiest = sorted(pools, key=self._num_free_in, reverse=True) if len(pools) > 1 else pools
             for pool_id in roomiest:
                 if len(places) == count:
@@ -91,9 +103,12 @@ class Mirrors:
         return [base | page for page in pages]
 
     def _num_free_in(self, pool_id: int) -> int:
-        pool = self.tiers[pool_id]
-        on_offer = self.market.num_on_offer(pool_id) if pool.is_leased and self.market is not None else 0
-        return pool.num_free + on_offer
+        return self.tiers[pool_id].num_free + self._num_on_offer(pool_id)
+
+    def _num_on_offer(self, pool_id: int) -> int:
+        if self.market is None or not self.tiers[pool_id].is_leased:
+            return 0
+        return self.market.num_on_offer(pool_id)
 
     # ------------------------------------------------------------------ giving back
 
@@ -105,6 +120,13 @@ class Mirrors:
         self.release(dropped)
         refs[first:last] = [ABSENT] * max(0, last - first)
         return len(dropped)
+
+    def drop_at(self, context: Context, group: int, indices: list[int]) -> None:
+        """Release these mirrored pages."""
+        refs = context.mirror[group]
+        self.release([refs[index] for index in indices])
+        for index in indices:
+            refs[index] = ABSENT
 
     def drop_all(self, context: Context) -> int:
         """Release the whole mirror; how many pages it had."""
@@ -120,10 +142,7 @@ class Mirrors:
 
     def release(self, refs: list[int]) -> None:
         """Give places back."""
-        by_pool: dict[int, list[int]] = {}
-        for ref in refs:
-            by_pool.setdefault(pool_of(ref), []).append(page_of(ref))
-        for pool_id, pages in by_pool.items():
+        for pool_id, (pages, _) in by_pool(refs, refs).items():
             self.tiers[pool_id].release(pages)
 
     def release_retired(self, context: Context) -> None:
@@ -137,15 +156,14 @@ class Mirrors:
         """Contexts that may have pages in a leased segment."""
         return dict(self._holders.get(page_ref(pool_id, number), ()))
 
-    def places_in(self, context: Context, pool_id: int, number: int) -> list[tuple[int, int]]:
-        """(group, page index) of the context's pages in a segment. Forgets it as a holder if it has none."""
+    def places_in(self, context: Context, pool_id: int, number: int) -> Places:
+        """The context's pages in a segment. Forgets it as a holder if it has none."""
         pages = self.tiers[pool_id].whole_pages(number)
         low, high = page_ref(pool_id, pages.start), page_ref(pool_id, pages.stop)
         found = [
-            (group, index)
+            (group, indices)
             for group, refs in enumerate(context.mirror)
-            for index, ref in enumerate(refs)
-            if low <= ref < high
+            if (indices := [index for index, ref in enumerate(refs) if low <= ref < high])
         ]
         if not found and not context.retired:
             key = page_ref(pool_id, number)

@@ -1,6 +1,6 @@
 """Moves that runners have been told to make and have not reported."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from engine.memory.context import Context
@@ -24,7 +24,6 @@ class OpenMove:
     purpose: Purpose
     runner: int
     move: Move
-    places: list[tuple[int, int]] = field(default_factory=list)  # (group, page index), of a relocation
 
 
 class OpenMoves:
@@ -48,7 +47,6 @@ class OpenMoves:
         runner: int,
         path: tuple[int, int],
         pages: tuple[list[int], list[int]],
-        places: list[tuple[int, int]] | None = None,
     ) -> Move:
         """A new move between the pools of `path`; `pages` are its source and destination pages."""
         self._last_id += 1
@@ -60,7 +58,7 @@ class OpenMoves:
             dst_pages=pages[1],
             urgent=purpose is Purpose.FETCH,
         )
-        self._open[move.move_id] = OpenMove(context, purpose, runner, move, places or [])
+        self._open[move.move_id] = OpenMove(context, purpose, runner, move)
         context.moves_in_flight += 1
         return move
 

@@ -50,6 +50,10 @@ class Placement:
         """Whether the runner of local pool `home` can move pages from and to this pool."""
         return pool_id not in self._unreachable.get(home, ())
 
+    def reaches_all(self, home: int) -> bool:
+        """Whether there is no pool out of reach."""
+        return not self._unreachable.get(home)
+
     def classes(self, home: int) -> list[list[int]]:
         """Tiers for mirrors of contexts at `home`, best first; those in one list are equally good."""
         known = self._order.get(home)

@@ -1,8 +1,8 @@
 """Emptying segments of leased tiers that their lenders want back."""
 
-from engine.memory.context import Context, page_of, page_ref, pool_of
+from engine.memory.context import Context, by_pool, page_ref
 from engine.memory.counters import StoreCounters
-from engine.memory.mirrors import Mirrors
+from engine.memory.mirrors import Mirrors, Places
 from engine.memory.open_moves import OpenMove, OpenMoves, Purpose
 from engine.messages import Move
 
@@ -42,9 +42,9 @@ class Reclaim:
                 found |= self._mirrors.holders(pool_id, number)
         return sorted(found, key=lambda context: context.serial)
 
-    def places(self, context: Context) -> dict[int, list[tuple[int, int]]]:
-        """By pool, (group, page index) of the context's pages in recalled segments."""
-        places: dict[int, list[tuple[int, int]]] = {}
+    def places(self, context: Context) -> dict[int, Places]:
+        """By pool, the context's pages in recalled segments."""
+        places: dict[int, Places] = {}
         for key in sorted(context.mirror_segments & self._recalled.keys()):
             pool_id, number = self._recalled[key]
             found = self._mirrors.places_in(context, pool_id, number)
@@ -53,7 +53,7 @@ class Reclaim:
         return places
 
     def relocate(
-        self, context: Context, pool_id: int, places: list[tuple[int, int]], runners: list[int]
+        self, context: Context, pool_id: int, places: Places, runners: list[int]
     ) -> list[tuple[int, Move]]:
         """Start moving these pages of an idle or partly local context to the best tiers that have room.
 
@@ -61,28 +61,27 @@ class Reclaim:
         pools. Empty, with nothing changed, if there is no room for all of them or nobody to do it.
         """
         runner = self._choose_runner(context, pool_id, runners)
-        if runner is None or len(places) > self._mirrors.num_free(runner):
+        if runner is None:
             return []
-        by_target: dict[int, list[tuple[tuple[int, int], int]]] = {}
-        for place, ref in zip(places, self._mirrors.take(context, runner, len(places)), strict=True):
-            by_target.setdefault(pool_of(ref), []).append((place, page_of(ref)))
-        moves = []
-        for target, placed in by_target.items():
-            own = [place for place, _ in placed]
-            src_pages = [page_of(context.mirror[group][index]) for group, index in own]
-            pages = (src_pages, [page for _, page in placed])
-            move = self._moves.start(context, Purpose.RELOCATE, runner, (pool_id, target), pages, own)
-            moves.append((runner, move))
-        return moves
+        refs = [context.mirror[group][index] for group, indices in places for index in indices]
+        if not self._mirrors.has_room(runner, len(refs)):
+            return []
+        targets = self._mirrors.take(context, runner, len(refs))
+        base = page_ref(pool_id, 0)
+        return [
+            (runner, self._moves.start(context, Purpose.RELOCATE, runner, (pool_id, target), (src, dst)))
+            for target, (dst, src) in by_pool(targets, [ref - base for ref in refs]).items()
+        ]
 
     def finish(self, done: OpenMove) -> None:
         """The copies are good: they are the mirror now."""
-        context, move = done.context, done.move
-        for (group, index), page in zip(done.places, move.dst_pages, strict=True):
-            refs = context.mirror[group]
-            context.retired.append(refs[index])
-            refs[index] = page_ref(move.dst_pool, page)
-        self._counters.relocated_pages += len(done.places)
+        move = done.move
+        base, new_base = page_ref(move.src_pool, 0), page_ref(move.dst_pool, 0)
+        moved = {base + src: new_base + dst for src, dst in zip(move.src_pages, move.dst_pages, strict=True)}
+        for refs in done.context.mirror:
+            refs[:] = [moved.get(ref, ref) for ref in refs]
+        done.context.retired += moved
+        self._counters.relocated_pages += len(moved)
 
     def undo(self, lost: OpenMove) -> None:
         """The runner is gone before the copies were complete."""

@@ -17,10 +17,10 @@ and segments of tiers that are wanted back (`reclaim`).
 
 from dataclasses import dataclass
 
-from engine.memory.context import ABSENT, Context, page_of, page_ref, pool_of
+from engine.memory.context import ABSENT, Context, by_pool, page_of, page_ref, pool_of
 from engine.memory.counters import StoreCounters
 from engine.memory.local_copies import Landlord, LocalCopies
-from engine.memory.mirrors import Market, Mirrors
+from engine.memory.mirrors import Market, Mirrors, Places
 from engine.memory.open_moves import OpenMove, OpenMoves, Purpose
 from engine.memory.page import PageLayout
 from engine.memory.placement import Placement
@@ -135,15 +135,13 @@ class ContextStore:
         fetched = context.absent(context.computed)
         self._local.allocate(context, end)
         context.is_running = True
-        by_source: dict[int, tuple[list[int], list[int]]] = {}
-        for group, index in fetched:
-            ref = sources[group][index]
-            src_pages, dst_pages = by_source.setdefault(pool_of(ref), ([], []))
-            src_pages.append(page_of(ref))
-            dst_pages.append(context.local[group][index])
+        refs = [refs[index] for refs, indices in zip(sources, fetched, strict=True) for index in indices]
+        pages = [
+            table[index] for table, indices in zip(context.local, fetched, strict=True) for index in indices
+        ]
         return [
-            self._moves.start(context, Purpose.FETCH, pool_id, (source, pool_id), pages)
-            for source, pages in by_source.items()
+            self._moves.start(context, Purpose.FETCH, pool_id, (source, pool_id), moved)
+            for source, moved in by_pool(refs, pages).items()
         ]
 
     def extend(self, context: Context, end: int) -> list[list[int]] | None:
@@ -200,17 +198,15 @@ class ContextStore:
         if not self._mirrors.grow(context, first, last):
             return []
         context.mirror_target = upto
-        by_tier: dict[int, tuple[list[int], list[int]]] = {}
-        for pages, refs, live_from in zip(context.local, context.mirror, context.live_from, strict=True):
-            start = max(first, live_from)
-            for page, ref in zip(pages[start:last], refs[start:last], strict=True):
-                src_pages, dst_pages = by_tier.setdefault(pool_of(ref), ([], []))
-                src_pages.append(page)
-                dst_pages.append(page_of(ref))
+        pages: list[int] = []
+        refs: list[int] = []
+        for local, mirror, live_from in zip(context.local, context.mirror, context.live_from, strict=True):
+            pages += local[max(first, live_from) : last]
+            refs += mirror[max(first, live_from) : last]
         home = context.home
         moves = [
-            self._moves.start(context, Purpose.MIRROR, home, (home, tier), pages)
-            for tier, pages in by_tier.items()
+            self._moves.start(context, Purpose.MIRROR, home, (home, tier), (src_pages, dst_pages))
+            for tier, (dst_pages, src_pages) in by_pool(refs, pages).items()
         ]
         self._local.recount(context)
         return moves
@@ -225,7 +221,7 @@ class ContextStore:
 
     def drop_mirror(self, context: Context) -> int:
         """Release the mirror of a context whose local copy is whole; the number of pages that came back."""
-        if context.moves_in_flight or context.home is None or context.absent(context.computed):
+        if context.moves_in_flight or context.home is None or context.num_absent(context.computed) > 0:
             return 0
         released = self._mirrors.drop_all(context)
         self.counters.redundant_pages += released
@@ -305,7 +301,7 @@ class ContextStore:
             places = self._mirrors.places_in(context, pool_id, number)
             if places and not context.is_closing:
                 assert not context.moves_in_flight
-                self.counters.lost_pages += len(places)
+                self.counters.lost_pages += sum(len(indices) for _, indices in places)
                 self._lose_places(context, places)
                 self._local.recount(context)
 
@@ -320,6 +316,8 @@ class ContextStore:
     def _can_come(self, context: Context, pool_id: int) -> bool:
         """Whether the device of this local pool can fetch all of the context."""
         reaches = self.placement.reaches
+        if self.placement.reaches_all(pool_id):
+            return True
         if context.num_local and context.home is not None and not reaches(pool_id, context.home):
             return False
         sources = {pool_of(ref) for refs in context.mirror for ref in refs if ref != ABSENT}
@@ -360,22 +358,22 @@ class ContextStore:
         local need not be kept twice."""
         home = context.home
         assert home is not None
-        if count <= self._mirrors.num_free(home):
+        if self._mirrors.has_room(home, count):
             return
         for other in self.contexts:
-            if other.is_running and self.drop_mirror(other) and count <= self._mirrors.num_free(home):
+            if other.is_running and self.drop_mirror(other) and self._mirrors.has_room(home, count):
                 return
 
-    def _lose_places(self, context: Context, places: list[tuple[int, int]]) -> None:
+    def _lose_places(self, context: Context, places: Places) -> None:
         """Mirrored pages are gone: recompute from the first that has no local copy either."""
         if self.drop_mirror(context):
             return
-        for group, index in places:
-            self._mirrors.drop(context, group, index, index + 1)
-        first = min(index for _, index in places)
+        for group, indices in places:
+            self._mirrors.drop_at(context, group, indices)
+        first = min(indices[0] for _, indices in places)
         page_tokens = self.layout.page_tokens
         context.mirrored = context.mirror_target = min(context.mirrored, first * page_tokens)
-        missing = [index for _, index in context.absent(context.computed) if index >= first]
+        missing = [i for indices in context.absent(context.computed) for i in indices if i >= first]
         if missing:
             self._forget_from(context, min(missing) * page_tokens)
 
@@ -441,6 +439,8 @@ class ContextStore:
 
     def _check_valid(self, context: Context) -> None:
         """Every live computed page is somewhere."""
-        for group, index in context.absent(context.computed) if not context.is_closing else ():
-            assert (index + 1) * self.layout.page_tokens <= context.mirrored or not context.is_dirty
-            assert context.mirror[group][index] != ABSENT, "an evicted page has no mirror"
+        absent = context.absent(context.computed) if not context.is_closing else []
+        for refs, indices in zip(context.mirror, absent, strict=False):
+            for index in indices:
+                assert (index + 1) * self.layout.page_tokens <= context.mirrored or not context.is_dirty
+                assert refs[index] != ABSENT, "an evicted page has no mirror"
