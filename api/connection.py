@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager, suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import body_too_large
+from api.errors import body_late, body_too_large
 
 LINGER_S = 1.0
+BODY_S = 60.0  # for a whole body to come
 
 
 class ClientGoneError(Exception):
@@ -30,9 +31,17 @@ class Connection:
         self.is_gone = False
 
     async def read_body(self, declared_bytes: str | None, limit_bytes: int) -> bytes:
-        """The whole body. Raises ApiError (413) as soon as it is known to be too large, ClientGoneError."""
+        """The whole body. Raises ApiError: 413 as soon as it is known to be too large, 408 when it does not
+        come; ClientGoneError."""
         if declared_bytes is not None and declared_bytes.isdecimal() and int(declared_bytes) > limit_bytes:
             raise body_too_large(limit_bytes)
+        try:
+            async with asyncio.timeout(BODY_S):
+                return await self._read_parts(limit_bytes)
+        except TimeoutError:
+            raise body_late(BODY_S) from None
+
+    async def _read_parts(self, limit_bytes: int) -> bytes:
         parts: list[bytes] = []
         size = 0
         while not self.is_body_read:

@@ -80,6 +80,10 @@ def body_too_large(limit_bytes: int) -> ApiError:
     return ApiError(413, f"The body is over the limit of {limit_bytes} bytes", code="body_too_large")
 
 
+def body_late(limit_s: float) -> ApiError:
+    return ApiError(408, f"The body did not come within {limit_s:.0f} seconds", code="body_timeout")
+
+
 def unavailable(message: str, code: str, retry_after_s: float = 2.0) -> ApiError:
     """Nothing is wrong with the request: it should come again later."""
     return ApiError(503, message, code=code, retry_after_s=retry_after_s)

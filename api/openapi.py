@@ -122,7 +122,7 @@ def _answer(name: str) -> Json:
     return {"$ref": REF + name}
 
 
-GENERATION_ERRORS = (400, 404, 413, 429, 500, 503)
+GENERATION_ERRORS = (400, 404, 408, 413, 429, 500, 503)
 
 ENDPOINTS = (
     Endpoint("get", "/v1/models", "The models that are ready.", _answer("Models")),
@@ -160,7 +160,7 @@ ENDPOINTS = (
         "The tokens that a prompt or a conversation is served as.",
         _answer("Tokens"),
         schemas.TokenizeRequest,
-        errors=(400, 404, 413, 503),
+        errors=(400, 404, 408, 413, 500, 503),
     ),
     Endpoint(
         "post",
@@ -168,7 +168,7 @@ ENDPOINTS = (
         "The text of tokens.",
         _answer("Text"),
         schemas.DetokenizeRequest,
-        errors=(400, 404, 413, 503),
+        errors=(400, 404, 408, 413, 500, 503),
     ),
     Endpoint("get", "/health", "The process is alive.", _answer("Health"), needs_key=False),
     Endpoint("get", "/ready", "A model can be used.", _answer("Ready"), needs_key=False),
@@ -238,6 +238,7 @@ ERROR_TEXTS = {
     401: "An API key is needed, or the one given is not known.",
     403: "The key may not do this.",
     404: "There is no such model.",
+    408: "The body did not come in time.",
     413: "The body is too large.",
     429: "A limit of the tenant or of the queue is reached; `Retry-After` says when to come again.",
     500: "The prompt could not be served.",

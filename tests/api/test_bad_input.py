@@ -216,6 +216,20 @@ def test_a_chunked_body_over_the_limit_is_refused_before_its_end() -> None:
     run(test())
 
 
+def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.connection.BODY_S", 0.1)
+
+    async def test() -> None:
+        async with running_api() as api:
+            reader, writer = await api.send(
+                "POST", "/v1/completions", b'{"mod', headers={"content-length": "100"}
+            )
+            check_error(parse_answer(await reader.read()), 408, None)
+            writer.close()
+
+    run(test())
+
+
 def test_a_bug_shows_nothing_of_its_inside() -> None:
     async def test() -> None:
         async with running_api() as api:
