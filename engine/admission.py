@@ -57,11 +57,11 @@ class Admission:
         """Take all prompts of the request, or raise Refusal and take none. A resubmitted request was
         accepted before: no bound turns it away, and it is not charged again."""
         for spec in submit.prompts:
-            if len(spec.input_ids) >= max_model_len:
+            if _longest(spec) > max_model_len:
                 raise Refusal(
                     "context_length_exceeded",
-                    f"the prompt has {len(spec.input_ids)} tokens, and the longest context is "
-                    f"{max_model_len} tokens, one of them for output",
+                    f"the prompt has {len(spec.input_ids)} tokens and asks for {spec.sampling.max_tokens} more; "
+                    f"the longest context is {max_model_len} tokens",
                 )
         new = [spec for spec in submit.prompts if spec.prompt_id not in self._prompts]
         account = self._account(submit)

@@ -91,14 +91,18 @@ class Run:
         self.known, self.latest_id = position + 1, token
         if needs_history(self.first.sampling):
             self.row.history.append(token)
-        output_index = position - self.first.num_prompt
-        if token in self.stop_ids and output_index >= self.first.sampling.min_tokens:
+        if token in self.stop_ids and self._may_stop_at(position):
             self.reason = EndReason.STOP
         elif position + 1 >= self.limit:
             self.reason = self._limit_reason()
         else:
             self._take_over(position + 1)
         return slice_id
+
+    def _may_stop_at(self, position: int) -> bool:
+        """min_tokens holds the end back, but not a grammar's, which leaves nothing else to sample."""
+        sampling = self.first.sampling
+        return position - self.first.num_prompt >= sampling.min_tokens or sampling.grammar is not None
 
     def _take_over(self, position: int) -> None:
         """Let the slice be in effect under which `position` is sampled."""
