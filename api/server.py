@@ -10,10 +10,13 @@ from itertools import chain
 
 import h11
 import msgspec
+from h2.exceptions import ProtocolError
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config as HypercornConfig
+from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import LifespanState
 from starlette.applications import Starlette
@@ -78,23 +81,65 @@ class _H11(H11Protocol):
         await self._send_h11_event(h11.EndOfMessage())
 
 
+class _H2(H2Protocol):
+    """Holds the writer of a stream back until its reader takes something. Hypercorn lets it go on after
+    every attempt to send, also one that could send nothing, and keeps what it writes."""
+
+    async def _send_data(self, stream_id: int) -> None:
+        if stream_id in self.stream_buffers and self._is_window_shut(stream_id):
+            self.priority.block(stream_id)
+        else:
+            await super()._send_data(stream_id)
+
+    def _is_window_shut(self, stream_id: int) -> bool:
+        if not self.stream_buffers[stream_id].buffer:
+            return False
+        try:
+            window: int = self.connection.local_flow_control_window(stream_id)
+        except ProtocolError:
+            return False  # the stream is gone, which Hypercorn handles
+        return window <= 0
+
+
+class _ProtocolWrapper(ProtocolWrapper):
+    """Chooses between our variants of Hypercorn's protocols where it would choose between its own."""
+
+    @property
+    def protocol(self) -> H11Protocol | H2Protocol:
+        return self._protocol
+
+    @protocol.setter
+    def protocol(self, chosen: H11Protocol | H2Protocol) -> None:
+        kind = _H2 if isinstance(chosen, H2Protocol) else _H11
+        self._protocol: H11Protocol | H2Protocol = kind(
+            self.app,
+            self.config,
+            self.context,
+            self.task_group,
+            self.state,
+            self.ssl,
+            self.client,
+            self.server,
+            self.send,
+        )
+
+
 class _TCPServer(TCPServer):
-    """Hypercorn's server of one connection, with our HTTP/1.1."""
+    """Hypercorn's server of one connection, with our protocols."""
 
     async def _read_data(self) -> None:
         wrapper = self.protocol
-        if isinstance(wrapper.protocol, H11Protocol):
-            wrapper.protocol = _H11(
-                wrapper.app,
-                wrapper.config,
-                wrapper.context,
-                wrapper.task_group,
-                wrapper.state,
-                wrapper.ssl,
-                wrapper.client,
-                wrapper.server,
-                wrapper.send,
-            )
+        self.protocol = _ProtocolWrapper(
+            wrapper.app,
+            wrapper.config,
+            wrapper.context,
+            wrapper.task_group,
+            wrapper.state,
+            wrapper.ssl,
+            wrapper.client,
+            wrapper.server,
+            wrapper.send,
+        )
         await super()._read_data()
 
 
