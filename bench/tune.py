@@ -1,6 +1,6 @@
 """Which launch parameters are best on this GPU, kernel by kernel, and what they are worth in whole steps.
 
-    python -m bench.tune [--no-steps] [--no-sweeps]
+    python -m bench.tune [--no-steps] [--no-sweeps] [--unchained]
 
 At the Llama-3.1-8B shape. Sweeps the decode kernel, the kernel for products of few rows beside the vendor's
 library, and the prefill kernel, then measures decode steps and prefill with the parameters that the kernels
@@ -11,6 +11,7 @@ import argparse
 import multiprocessing
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,9 @@ from torch.nn import functional as F
 from bench import attention as alone
 from bench import decode_step, prefill
 from bench.gpu import Rig, as_graph, attempt, copy_rate, machine, make_rig, median_ms, random_pool
+from engine.messages import Sampling
+from engine.model_runner import device_step
+from engine.model_runner.batch import Row, StepRow
 from engine.model_runner.compile_cache import use_compile_cache
 from engine.model_runner.cuda_executor import StepOptions
 from engine.model_runner.kernels import attention, decode, linear
@@ -277,6 +281,43 @@ def tuned(
         yield
 
 
+def unchained_rig(options: StepOptions) -> Rig:
+    """A rig in whose compiled code no kernel starts before the one in front has ended."""
+    plain = device_step._compile_options(torch.device("cpu"))
+    with patch.object(device_step, "_compile_options", lambda device: plain):
+        return make_rig(options, decode_step.NUM_PAGES, capture=False)
+
+
+def step_rig(options: StepOptions) -> Rig:
+    """A rig as a runner has it, or an unchained one if that fails."""
+    try:
+        return make_rig(options, decode_step.NUM_PAGES, capture=False)
+    except Exception:
+        print(f"FAILED, going on unchained\n{traceback.format_exc(limit=-8)}", flush=True)
+    torch.cuda.empty_cache()
+    return unchained_rig(options)
+
+
+def logits_of(rig: Rig, batch: int) -> torch.Tensor:
+    """Logits of a decode step, replayed."""
+    sampling = Sampling(max_tokens=1, temperature=1.0)
+    rows = [Row(row.slot, sampling, 1024, row.page_tables) for row in rig.rows(batch, 1100)]
+    rig.executor.launch([StepRow(row, 1024, 1, [7 + row.slot], sample=True) for row in rows]).result()
+    return rig.executor._step.logits[:batch].float()
+
+
+def compare_logits(rig: Rig, lines: list[str]) -> None:
+    """Kernels that race with each other would differ from kernels that wait."""
+    nothing = patch.object(linear, "tiling_for", lambda rows, weight: None)
+    with nothing, patch.object(decode, "can_chain", lambda device: False):
+        rig.executor.capture(lambda stage, fraction: None, STEP_SIZES)
+        want = {batch: logits_of(rig, batch) for batch in STEP_SIZES}
+    rig.executor.capture(lambda stage, fraction: None, STEP_SIZES)
+    for batch in STEP_SIZES:
+        errors = [float((logits_of(rig, batch) - want[batch]).norm() / want[batch].norm()) for _ in range(10)]
+        lines.append(f"logits at batch {batch}: off by {min(errors):.1e} to {max(errors):.1e}")
+
+
 def measure_steps(rig: Rig, name: str, bytes_per_s: float, rows: dict[str, list[str]]) -> None:
     start = time.perf_counter()
     rig.executor.capture(lambda stage, fraction: None, STEP_SIZES)
@@ -291,9 +332,10 @@ def run_steps(
     tilings: dict[LinearCase, Tiling | None],
     prefill_tuning: Tuning,
     lines: list[str],
+    make: Callable[[StepOptions], Rig],
 ) -> None:
-    options = StepOptions(decode_step.MAX_BATCH, prefill.MAX_STEP_TOKENS, 8192)
-    rig = make_rig(options, decode_step.NUM_PAGES, capture=False)
+    rig = make(StepOptions(decode_step.MAX_BATCH, prefill.MAX_STEP_TOKENS, 8192))
+    attempt("compare logits", lambda: compare_logits(rig, lines))
     rows: dict[str, list[str]] = {}
 
     def variant(name: str) -> None:
@@ -335,6 +377,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--no-steps", action="store_true", help="sweep only")
     parser.add_argument("--no-sweeps", action="store_true", help="whole steps only")
+    parser.add_argument("--unchained", action="store_true", help="steps whose compiled code is not chained")
     arguments = parser.parse_args()
     use_compile_cache(cache_root(None))
     bytes_per_s = copy_rate()
@@ -353,7 +396,8 @@ def main() -> None:
         torch.cuda.empty_cache()
         print("\n".join(lines), flush=True)
     if not arguments.no_steps:
-        attempt("steps", lambda: run_steps(bytes_per_s, decode_tunings, tilings, prefill_tuning, lines))
+        make = unchained_rig if arguments.unchained else step_rig
+        attempt("steps", lambda: run_steps(bytes_per_s, decode_tunings, tilings, prefill_tuning, lines, make))
     print("\n".join(lines))
 
 

@@ -23,6 +23,13 @@ def test_is_the_product(rows: int, features: int, splits: int) -> None:
     assert not scratch.arrived.any()
 
 
+def test_half_precision() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 128).half(), torch.randn(64, 128).half()
+    out = few_rows_linear(x, weight, LinearScratch.make(torch.device("cpu")), TILING)
+    assert relative_error(out, x.float() @ weight.float().T) < 1e-3
+
+
 def test_refuses_weights_that_do_not_divide() -> None:
     assert TILING.splits(torch.empty(100, 1024)) is None
     assert TILING.splits(torch.empty(96, 1000)) is None
