@@ -66,7 +66,8 @@ async def serve(config: Config, sock: socket.socket, *, announces: bool) -> None
         nonlocal to_announce
         if to_announce:
             to_announce = False
-            print(banner(card, config.server.host, port), flush=True)
+            needs_key = config.server.keys is not None
+            print(banner(card, config.server.host, port, needs_key=needs_key), flush=True)
 
     services = Services.make(config, EngineClient(config.socket_path, on_ready))
     app = make_app(services)

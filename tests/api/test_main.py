@@ -132,3 +132,5 @@ def test_the_banner_names_licence_and_cache() -> None:
     assert "Gemma terms apply" in text
     assert "cached at /cache" in text
     assert "http://127.0.0.1:8000/v1/chat/completions" in text
+    assert "Bearer" not in text
+    assert "-H 'authorization: Bearer KEY'" in banner(card, "0.0.0.0", 8000, needs_key=True)
