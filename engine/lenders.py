@@ -4,14 +4,20 @@ A device on which nothing runs lends all of its memory. One that serves lends wh
 the same `Lending`.
 """
 
+import asyncio
+import logging
 import os
+import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine.config import Config, DeviceConfig
 from engine.memory.lending import Lending, Owner
-from engine.memory.regions import create_region
+from engine.memory.regions import create_region, receive_descriptors
 from engine.scheduler import Scheduler
+
+log = logging.getLogger("fairslice.engine")
 
 GPU_SEGMENT_BYTES = 2**28
 MIN_SEGMENT_BYTES = 2**12
@@ -55,6 +61,44 @@ class Lenders:
                 self._made.append(descriptor)
                 segment = self._config.memory.segment or segment_bytes("cpu", num_bytes)
                 self.add(Region(device.name, device.name, "cpu", num_bytes, segment, [descriptor]))
+
+    async def make_gpu_regions(self) -> None:
+        """Regions of the GPUs on which nothing runs, each as soon as it is there. A GPU that cannot lend is
+        left out, with a warning: mirrors go to the host then."""
+        async with asyncio.TaskGroup() as group:
+            for device in self._config.lenders:
+                if device.name.startswith("cuda"):
+                    group.create_task(self._make_gpu_region(device))
+
+    async def _make_gpu_region(self, device: DeviceConfig) -> None:
+        ours, theirs = socket.socketpair()
+        command = ["-m", "engine.model_runner.lender", "--index", device.name.partition(":")[2] or "0"]
+        command += ["--pools-fd", str(theirs.fileno()), "--fraction", str(device.memory_fraction)]
+        command += ["--segment-bytes", str(GPU_SEGMENT_BYTES)]
+        if device.memory is not None:
+            command += ["--num-bytes", str(_lendable(device, int(device.memory)))]
+        with ours, theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *command,
+                pass_fds=(theirs.fileno(),),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            theirs.close()
+            try:
+                descriptors = await asyncio.to_thread(receive_descriptors, ours)
+            except EOFError:
+                descriptors = []
+            printed, complaint = await process.communicate()
+        if not descriptors or process.returncode != 0:
+            reason = complaint.decode(errors="replace").strip().splitlines() or ["no reason given"]
+            log.warning("%s cannot lend its memory: %s", device.name, reason[-1])
+            return
+        self._made += descriptors
+        num_bytes = int(printed)
+        self.add(Region(device.name, device.name, "cuda", num_bytes, GPU_SEGMENT_BYTES, descriptors))
+        log.info("%s lends %.1f GiB", device.name, num_bytes / 2**30)
 
     def add(self, region: Region, owner: Owner | None = None) -> None:
         """A region that may be lent from now on; `owner` has it as its local pool."""

@@ -74,10 +74,11 @@ class Engine:
                 hosts = [group.create_task(host.run()) for host in self._models.values()]
                 checker = group.create_task(self._check_when_idle())
                 ticker = group.create_task(self._tick())
+                lenders = group.create_task(self._lenders.make_gpu_regions())
                 for number in (signal.SIGTERM, signal.SIGINT):
                     loop.add_signal_handler(number, self._drain)
                 await self._idle.wait()
-                for task in (*hosts, checker, ticker):
+                for task in (*hosts, checker, ticker, lenders):
                     task.cancel()
         except* (CannotServe, SocketTaken) as failures:
             raise failures.exceptions[0] from None
@@ -201,8 +202,8 @@ class Engine:
         hosts = list(self._models.values())
         return Stats(
             serial=serial,
-            samples=collect_samples(hosts, self._admission),
-            status=collect_status(hosts),
+            samples=collect_samples(hosts, self._admission, self._lenders.lending),
+            status=collect_status(hosts, self._lenders.lending),
         )
 
     def _drain(self) -> None:

@@ -6,12 +6,14 @@ Names follow vLLM where the meaning is the same, so that its dashboards work; `f
 from collections.abc import Iterator
 
 from engine.admission import Admission
+from engine.memory.lending import Lending
+from engine.memory_stats import lending_samples, lending_status, memory_samples, memory_status
 from engine.messages import Sample
 from engine.model_host import ModelHost
 from engine.scheduler import Scheduler
 
 
-def collect_samples(hosts: list[ModelHost], admission: Admission) -> list[Sample]:
+def collect_samples(hosts: list[ModelHost], admission: Admission, lending: Lending) -> list[Sample]:
     """All metrics of the engine."""
     samples = [
         Sample(
@@ -25,12 +27,13 @@ def collect_samples(hosts: list[ModelHost], admission: Admission) -> list[Sample
         if host.scheduler is not None:
             samples += _of_scheduler(host.scheduler, host.name)
             samples.append(_counter("plans_sent", "Messages to runners.", host.messages_sent, host.name))
+    samples += lending_samples(lending)
     return samples
 
 
-def collect_status(hosts: list[ModelHost]) -> dict[str, object]:
+def collect_status(hosts: list[ModelHost], lending: Lending) -> dict[str, object]:
     """A snapshot of models, devices, tiers and tenants, as plain values."""
-    return {"models": {host.name: _status(host) for host in hosts}}
+    return {"models": {host.name: _status(host) for host in hosts}, "lenders": lending_status(lending)}
 
 
 def _counter(name: str, text: str, value: float, model: str, **labels: str) -> Sample:
@@ -53,7 +56,9 @@ def _of_scheduler(scheduler: Scheduler, model: str) -> Iterator[Sample]:
     running, waiting = scheduler.num_running(), scheduler.num_waiting()
     yield _gauge("vllm:num_requests_running", "Prompts that have a slice now.", running, model)
     yield _gauge("vllm:num_requests_waiting", "Prompts that wait for a slice.", waiting, model)
-    yield _counter("preemptions", "Turns that ended before their prompt.", scheduler.planner.num_preemptions, model)
+    yield _counter(
+        "preemptions", "Turns that ended before their prompt.", scheduler.planner.num_preemptions, model
+    )
     yield _counter("slices", "Slices given.", counters.slices, model)
     yield _counter("plans", "Plans sent to runners.", counters.plans, model)
     yield _counter("computed_tokens", "Positions computed.", counters.computed_tokens, model)
@@ -70,7 +75,7 @@ def _of_scheduler(scheduler: Scheduler, model: str) -> Iterator[Sample]:
         model,
     )
     yield from _of_devices(scheduler, model)
-    yield from _of_moves(scheduler, model)
+    yield from memory_samples(scheduler, model)
     for tenant, service_ns in scheduler.service_by_tenant().items():
         text = "GPU time charged."
         yield _counter("tenant_service_seconds", text, service_ns / 1e9, model, tenant=tenant)
@@ -91,19 +96,6 @@ def _of_devices(scheduler: Scheduler, model: str) -> Iterator[Sample]:
         yield _counter("idle_seconds", "Idle with work queued.", device.idle_ns / 1e9, model, device=name)
         yield _counter("steps", "Steps made.", device.num_steps, model, device=name)
         yield _gauge("fairslice:device_up", "Whether its runner works.", device.is_up, model, device=name)
-    for tier in scheduler.store.tiers.values():
-        text = "Pages of a tier that are in use."
-        yield _gauge("fairslice:tier_pages_used", text, tier.num_used, model, pool=str(tier.pool_id))
-
-
-def _of_moves(scheduler: Scheduler, model: str) -> Iterator[Sample]:
-    page_bytes = scheduler.store.layout.page_bytes
-    counters = scheduler.store.counters
-    for (src, dst), num_pages in counters.moved_pages.items():
-        path = {"src": scheduler.pool_name(src), "dst": scheduler.pool_name(dst)}
-        yield _counter("moved_bytes", "Bytes of pages moved.", num_pages * page_bytes, model, **path)
-        moved_s = counters.moved_ns[src, dst] / 1e9
-        yield _counter("move_seconds", "Time that moves took.", moved_s, model, **path)
 
 
 def _status(host: ModelHost) -> dict[str, object]:
@@ -121,15 +113,11 @@ def _status(host: ModelHost) -> dict[str, object]:
         }
         for device in scheduler.devices.values()
     }
-    tiers = {
-        scheduler.pool_name(tier.pool_id): {"pages_used": tier.num_used, "pages": tier.num_usable}
-        for tier in scheduler.store.tiers.values()
-    }
     return {
         "ready": host.is_ready,
         "running": scheduler.num_running(),
         "waiting": scheduler.num_waiting(),
         "page_bytes": scheduler.store.layout.page_bytes,
         "devices": devices,
-        "tiers": tiers,
+        **memory_status(scheduler),
     }

@@ -40,10 +40,10 @@ def by_pool(refs: list[int], others: list[int]) -> dict[int, tuple[list[int], li
         base = page_ref(pool_id, 0)
         return {pool_id: ([ref - base for ref in refs], others)}
     split: dict[int, tuple[list[int], list[int]]] = {}
-    for ref, other in zip(refs, others, strict=True):
-        pages, beside = split.setdefault(pool_of(ref), ([], []))
-        pages.append(page_of(ref))
-        beside.append(other)
+    for pool_id in dict.fromkeys([ref >> _PAGE_BITS for ref in refs]):
+        low, high = page_ref(pool_id, 0), page_ref(pool_id + 1, 0)
+        own = [index for index, ref in enumerate(refs) if low <= ref < high]
+        split[pool_id] = ([refs[index] - low for index in own], [others[index] for index in own])
     return split
 
 

@@ -166,13 +166,20 @@ class Client:
 
 @contextlib.contextmanager
 def engine(
-    folder: Path, *, policy: str = "cfs", devices: Sequence[tuple[str, str]] = (("cpu", "256KiB"),)
+    folder: Path,
+    *,
+    policy: str = "cfs",
+    devices: Sequence[tuple[str, str]] = (("cpu", "256KiB"),),
+    lenders: Sequence[tuple[str, str]] = (),
+    more: str = "",
 ) -> Iterator[Client]:
-    """A supervised engine; `devices` are names and pool sizes."""
+    """A supervised engine; `devices`, and `lenders` without a model, are names and pool sizes. `more` is
+    appended to the configuration."""
     path = str(folder / "engine.sock")
     tables = "".join(DEVICE.format(name=name, memory=memory) for name, memory in devices)
+    tables += "".join(DEVICE.format(name=n, memory=m) + 'mode = "lend"\n' for n, m in lenders)
     config = folder / "fairslice.toml"
-    config.write_text(CONFIG.format(devices=tables, policy=policy, socket=path))
+    config.write_text(CONFIG.format(devices=tables, policy=policy, socket=path) + more)
     process = subprocess.Popen(
         [sys.executable, "-m", "engine", "--config", str(config)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

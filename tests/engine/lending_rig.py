@@ -14,8 +14,8 @@ SEGMENT_BYTES = SEGMENT_PAGES * FULL.page_bytes
 
 
 class LendingRig:
-    """Models "m1", "m2", ... on devices "d1", "d2", ... with `local` pages each, and lenders "l1", ... without
-    a model, with `lenders` pages. All pages have one size."""
+    """Models "m1", "m2", ... on devices "d1", "d2", ... with `local` pages each, and lenders "l1", ...
+    without a model, with `lenders` pages. All pages have one size."""
 
     def __init__(
         self,

@@ -1,0 +1,121 @@
+"""Prints pools, leases and links as measured: of the running engine, and of the machine.
+
+python -m engine.memory_report [--config FILE]
+"""
+
+import argparse
+import socket
+import sys
+import time
+from typing import Any
+
+import pynvml
+
+from engine.config import ConfigError, load_config
+from engine.messages import GetStats, Hello, Stats, ToApi
+from engine.wire import MessagePipe
+
+TIMEOUT_S = 10.0
+
+
+def main() -> int:
+    """Returns the exit status: 0, or 2 with one line for a configuration that cannot be used."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config")
+    options = parser.parse_args()
+    try:
+        config = load_config(options.config)
+    except ConfigError as error:
+        print(f"fairslice: {error}", file=sys.stderr)
+        return 2
+    status = ask(config.socket_path)
+    lines = describe_engine(status) if status is not None else [f"no engine listens at {config.socket_path}"]
+    print("\n".join([*lines, "", *describe_machine()]))
+    return 0
+
+
+def ask(path: str) -> dict[str, Any] | None:
+    """The status of the engine that listens there; None if there is none, or it does not answer in time."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        try:
+            sock.connect(path)
+            pipe: MessagePipe[ToApi] = MessagePipe(sock, ToApi)
+            pipe.send(Hello(api_id="memory report"))
+            pipe.send(GetStats(serial=1))
+            deadline_s = time.monotonic() + TIMEOUT_S
+            while time.monotonic() < deadline_s:
+                for message in pipe.receive(0.5):
+                    if isinstance(message, Stats):
+                        return dict(message.status)
+        except (OSError, EOFError):
+            return None
+    return None
+
+
+def describe_engine(status: dict[str, Any]) -> list[str]:
+    """Pools, paths and leases, as lines."""
+    lines = []
+    for model, of_model in status["models"].items():
+        if "devices" not in of_model:
+            lines.append(f"{model}: {of_model.get('progress', 'not ready')}")
+            continue
+        page_mib = of_model["page_bytes"] / 2**20
+        lines.append(
+            f"{model}: pages of {page_mib:.3g} MiB, compute waited {of_model['wait_s']:.3f} s for moves"
+        )
+        pools = {
+            **of_model["devices"],
+            **{f"lent by {n}" if n != "host" else n: t for n, t in of_model["tiers"].items()},
+        }
+        for name, pool in pools.items():
+            gib = pool["pages"] * page_mib / 1024
+            lines.append(
+                f"  {name:<20} {pool['pages_used']:>9,} of {pool['pages']:>9,} pages ({gib:.2f} GiB)"
+            )
+        for path in of_model["paths"]:
+            rate = f"{path['gb_per_s']:8.2f} GB/s" if path["gb_per_s"] is not None else "        -"
+            moved = f"{path['bytes'] / 2**30:9.3f} GiB"
+            lines.append(f"  {path['src']:>8} -> {path['dst']:<8} {moved} {rate}")
+    for name, lender in status["lenders"].items():
+        leased = ", ".join(f"{count} to {model}" for model, count in lender["leased"].items()) or "none"
+        lines.append(
+            f"lender {name}: {lender['segments']} segments of {lender['segment_bytes'] / 2**20:.3g} MiB; "
+            f"leased: {leased}; on offer: {lender['on_offer']}; on their way back: {lender['recalled']}"
+        )
+    return lines
+
+
+def describe_machine() -> list[str]:
+    """GPUs, their memory and how they are linked, by NVML."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return [f"no NVIDIA GPUs: {error}"]
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        lines = []
+        for index, handle in enumerate(handles):
+            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+            free_gib, total_gib = memory.free / 2**30, memory.total / 2**30
+            lines.append(
+                f"GPU {index}: {pynvml.nvmlDeviceGetName(handle)}, {free_gib:.1f} of {total_gib:.1f} GiB free"
+            )
+            peers = [
+                peer for peer, other in enumerate(handles) if peer != index and _has_nvlink(handle, other)
+            ]
+            lines.append(f"  NVLink to: {', '.join(map(str, peers)) or 'none'}")
+        return lines
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _has_nvlink(handle: object, other: object) -> bool:
+    try:
+        found = pynvml.nvmlDeviceGetP2PStatus(handle, other, pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
+    except pynvml.NVMLError:
+        return False
+    return bool(found == pynvml.NVML_P2P_STATUS_OK)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The engine as a process, with devices that lend their memory: the same tokens, whatever goes wrong."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.engine.engine_process import Client, children, engine, kill
+
+PROMPTS = {f"p{number}": [(7 * number + i) % 256 for i in range(3 + 5 * number)] for number in range(10)}
+NUM_TOKENS = 60
+SERVES, LENDS = (("cpu:0", "256KiB"),), (("cpu:1", "512KiB"), ("cpu:2", "512KiB"))
+SLOW = """
+[[memory.links]]
+between = ["cpu:0", "cpu:1"]
+delay_ms = 15
+[[memory.links]]
+between = ["cpu:0", "cpu:2"]
+delay_ms = 40
+"""
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
+    """What every prompt gets when nothing else runs."""
+    with engine(tmp_path_factory.mktemp("alone"), devices=(("cpu", "32MiB"),)) as client:
+        for prompt_id, ids in PROMPTS.items():
+            client.submit(prompt_id, ids, NUM_TOKENS)
+            client.wait()
+        return client.tokens
+
+
+def submit_all(client: Client) -> None:
+    for prompt_id, ids in PROMPTS.items():
+        client.submit(prompt_id, ids, NUM_TOKENS)
+
+
+def moved(client: Client, src: str, dst: str) -> float:
+    """Bytes that were moved from one device to another."""
+    labels = {"src": src, "dst": dst}
+    samples = [s for s in client.get_stats().samples if s.name == "fairslice:moved_bytes"]
+    return sum(s.value for s in samples if labels.items() <= s.labels.items())
+
+
+def test_contexts_live_with_lenders_and_come_back_exact(tmp_path: Path, alone: dict[str, list[int]]) -> None:
+    """Moves are late on purpose: a page that were read too early would be full of other tokens."""
+    with engine(tmp_path, devices=SERVES, lenders=LENDS, more=SLOW) as client:
+        submit_all(client)
+        client.wait()
+        assert client.tokens == alone
+        for lender in ("cpu:1", "cpu:2"):
+            assert moved(client, "cpu:0", lender) > 0
+            assert moved(client, lender, "cpu:0") > 0
+        assert moved(client, "cpu:0", "host") == 0
+        assert client.metric("fairslice:recomputed_tokens") == 0
+        assert client.metric("fairslice:leased_segments") > 0
+
+
+@pytest.mark.slow
+def test_a_killed_runner_finds_its_contexts_with_lenders(tmp_path: Path, alone: dict[str, list[int]]) -> None:
+    with engine(tmp_path, devices=SERVES, lenders=LENDS, more=SLOW) as client:
+        submit_all(client)
+        client.wait_for(lambda: sum(map(len, client.tokens.values())) >= 200)
+        (runner,) = children(os.getpid(), "engine.model_runner")
+        kill(runner)
+        client.wait()
+        assert client.tokens == alone
+        assert client.metric("fairslice:dropped_contexts") == 0
+
+
+@pytest.mark.slow
+def test_two_devices_that_serve_share_two_that_lend(tmp_path: Path, alone: dict[str, list[int]]) -> None:
+    serves = (("cpu:0", "192KiB"), ("cpu:3", "192KiB"))
+    with engine(tmp_path, devices=serves, lenders=LENDS, more=SLOW) as client:
+        for copy in range(3):
+            for prompt_id, ids in PROMPTS.items():
+                client.submit(f"{prompt_id} {copy}", ids, NUM_TOKENS)
+        client.wait()
+        assert all(tokens == alone[prompt_id.split()[0]] for prompt_id, tokens in client.tokens.items())
+        assert moved(client, "cpu:3", "cpu:1") + moved(client, "cpu:3", "cpu:2") > 0
+
+
+@pytest.mark.slow
+def test_everything_full_costs_recomputation_only(tmp_path: Path, alone: dict[str, list[int]]) -> None:
+    with engine(tmp_path, devices=SERVES, lenders=(("cpu:1", "64KiB"),), more="") as client:
+        submit_all(client)
+        client.wait()
+        assert client.tokens == alone
+
+
+@pytest.mark.slow
+def test_the_report_shows_pools_paths_and_leases(tmp_path: Path) -> None:
+    with engine(tmp_path, devices=SERVES, lenders=LENDS) as client:
+        submit_all(client)
+        client.wait()
+        command = [sys.executable, "-m", "engine.memory_report", "--config", str(tmp_path / "fairslice.toml")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    for words in ("tiny: pages of", "lent by cpu:1", "cpu:0 -> cpu:1", "lender cpu:2: ", "GPU"):
+        assert words in done.stdout, done.stdout
