@@ -60,15 +60,19 @@ class Admission:
             if _longest(spec) > max_model_len:
                 raise Refusal(
                     "context_length_exceeded",
-                    f"the prompt has {len(spec.input_ids)} tokens and asks for {spec.sampling.max_tokens} more; "
-                    f"the longest context is {max_model_len} tokens",
+                    f"the prompt has {len(spec.input_ids)} tokens and asks for {spec.sampling.max_tokens} "
+                    f"more; the longest context is {max_model_len} tokens",
                 )
         new = [spec for spec in submit.prompts if spec.prompt_id not in self._prompts]
         account = self._account(submit)
         if not submit.resubmitted:
-            self._check_limits(account, submit.limits or NO_LIMITS, new)
-            self._check_queue(new)
-            self._check_rates(account, new)
+            try:
+                self._check_limits(account, submit.limits or NO_LIMITS, new)
+                self._check_queue(new)
+                self._check_rates(account, new)
+            except Refusal:
+                self._forget_unused(submit.tenant)
+                raise
             self._charge(account, {"requests": 1, "tokens": sum(len(spec.input_ids) for spec in new)})
         for spec in new:
             self._add(submit.tenant, spec)
@@ -99,10 +103,6 @@ class Admission:
             )
             for name, bucket in (account.buckets.items() if account is not None else ())
         }
-
-    def forget_refused(self, tenant: str) -> None:
-        """To be called after a Refusal: an account that was opened for it need not stay."""
-        self._forget_unused(tenant)
 
     def _account(self, submit: Submit) -> Account:
         """The tenant's account, with the limits that the request brought."""

@@ -145,7 +145,6 @@ class Engine:
             assert host.scheduler is not None
             self._admission.admit(submit, host.card.max_model_len)
         except Refusal as refusal:
-            self._admission.forget_refused(submit.tenant)
             rejected = Rejected(
                 request_id=submit.request_id,
                 code=refusal.code,

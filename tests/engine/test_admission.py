@@ -40,7 +40,6 @@ class Door:
             self.admission.admit(submit, MAX_MODEL_LEN)
         except Refusal:
             assert self.admission.num_prompts == before
-            self.admission.forget_refused(tenant)
             raise
         finally:
             self.admission.check_integrity()
