@@ -24,7 +24,11 @@ RUNNER_MAY = (
     "engine.memory.page",
     "engine.memory.regions",
 )
-RUNNER_MEMORY = ("engine.memory.transfer", "engine.memory.cuda_")  # move pages and make pools on a device
+RUNNER_MEMORY = (  # they move pages, make pools on a device, hold tensors
+    "engine.memory.transfer",
+    "engine.memory.cuda_",
+    "engine.memory.elastic",
+)
 API_MAY = ("engine.messages", "engine.config", "engine.wire", "engine.byte_tokenizer")
 IMPURE = ("asyncio", "torch", "time", "uvloop")
 
