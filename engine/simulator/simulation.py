@@ -63,6 +63,9 @@ class Simulation:
         self.runners: dict[str, SimulatedRunner] = {}
         for number in range(1, cluster.num_gpus + 1):
             self._add_runner(cluster, f"gpu{number}", number, host_pool)
+        for sending in sendings:
+            assert sending.at_s is not None
+            self._events.at(round(sending.at_s * 1e9), partial(self._submit, sending))
 
     def _add_runner(self, cluster: Cluster, name: str, pool_id: int, host_pool: int) -> None:
         def on_report(report: Report) -> None:
@@ -75,13 +78,25 @@ class Simulation:
 
     def run(self) -> list[RequestRecord]:
         """All requests to their ends; one record each."""
-        for sending in self._sendings:
-            assert sending.at_s is not None
-            self._events.at(round(sending.at_s * 1e9), partial(self._submit, sending))
-        while self._events:
-            self._events.step()
+        while self.step():
+            pass
         assert not self.scheduler.prompts, f"never finished: {list(self.scheduler.prompts)[:5]}"
         return [self._record(sending) for sending in self._sendings]
+
+    def step(self) -> bool:
+        """Go on to the next event; False if there is none."""
+        if not self._events:
+            return False
+        self._events.step()
+        return True
+
+    @property
+    def now_ns(self) -> int:
+        return self._events.now_ns
+
+    def token_times_s(self, index: int) -> list[float]:
+        """When the request at `index` got its tokens, so far."""
+        return self._times_s[index]
 
     def machine(self) -> Machine:
         runners, scheduler = self.runners.values(), self.scheduler

@@ -1,0 +1,78 @@
+"""Known cases whose times can be worked out by hand, and what must hold whatever the policy."""
+
+import pytest
+
+from engine.messages import CostModel
+from engine.planner import PlannerSettings
+from engine.simulator.hardware import FREE_LINK, LLAMA_8B, Cluster, Gpu, LinkSpeed
+from engine.simulator.simulation import Simulation
+from loadgen.arrivals import Poisson
+from loadgen.plan import schedule
+from loadgen.tenants import parse_tenants
+from loadgen.traces import TraceRow
+
+MS = 1_000_000
+SETTINGS = PlannerSettings(
+    target_ns=400 * MS,
+    slice_ns=200 * MS,
+    min_slice_ns=25 * MS,
+    gap_ns=500 * MS,
+    first_slices=8,
+    max_model_len=4096,
+    reserve=0.0,
+)
+GPU = Gpu(CostModel(step_ns=10 * MS, decode_ns=0, prefill_ns=0, context_ns=0), 4e12)
+
+
+def simulate(num_rows, *, rate=100.0, policy="cfs", output=50, **cluster):
+    rows = [
+        TraceRow(line=i + 1, arrival_s=None, input_tokens=64, output_tokens=output) for i in range(num_rows)
+    ]
+    sendings = schedule(rows, Poisson(rate), parse_tenants("round-robin:2"), 1, None)
+    shape = {
+        "num_gpus": 1,
+        "gpu": GPU,
+        "layout": LLAMA_8B,
+        "pool_pages": 64,
+        "host_pages": 10_000,
+        "peer_link": FREE_LINK,
+        "host_link": FREE_LINK,
+        "depth": 1,
+        "message_ns": 0,
+    }
+    simulation = Simulation(
+        Cluster(**(shape | cluster)), policy, SETTINGS, sendings, {"tenant-1": 1.0, "tenant-2": 1.0}
+    )
+    records = simulation.run()
+    simulation.scheduler.check_integrity()
+    return simulation, records
+
+
+def test_one_prompt_takes_its_steps():
+    _, [record] = simulate(1)
+    assert record.ttft_s == pytest.approx(0.010)
+    assert record.completion_s == pytest.approx(0.500)
+
+
+@pytest.mark.parametrize("policy", ["cfs", "eevdf", "fcfs", "vtc"])
+@pytest.mark.parametrize(
+    "shape", [{}, {"num_gpus": 4}, {"depth": 2, "message_ns": 200_000, "peer_pages": 50}]
+)
+def test_every_request_gets_its_tokens(policy, shape):
+    simulation, records = simulate(60, policy=policy, **shape)
+    assert [record.output_tokens for record in records] == [50] * 60
+    assert all(pool.num_used == 0 for pool in simulation.scheduler.store.local_pools.values())
+    assert simulation.machine().num_preemptions > 0 or policy in ("fcfs", "vtc")
+
+
+def test_the_same_seed_gives_the_same_times():
+    one, other = (simulate(40, depth=2, message_ns=200_000)[1] for _ in range(2))
+    assert one == other
+
+
+def test_slow_links_show_as_time_that_compute_waits():
+    simulation, _ = simulate(30, pool_pages=9, host_link=LinkSpeed(2e8, 0))
+    free, _ = simulate(30, pool_pages=9)
+    assert free.machine().stall_ns == 0
+    assert simulation.machine().stall_ns == simulation.scheduler.counters.wait_ns > 0
+    assert simulation.machine().end_ns > free.machine().end_ns
