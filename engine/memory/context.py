@@ -102,3 +102,18 @@ class Context:
         last = self.layout.num_pages(end)
         live = sum(max(0, last - first) for first in self.live_from)
         return live - self.num_local  # nothing local is behind a window or at `end` or after it
+
+    def local_pages(self) -> list[int]:
+        """All pages of the local copy."""
+        return [page for table in self.local for page in table if page != ABSENT]
+
+    def check_integrity(self) -> None:
+        """Counts agree with tables, and every live computed page is somewhere. Raises AssertionError."""
+        assert len(self.local_pages()) == self.num_local
+        assert self.mirrored <= self.computed
+        if self.is_closing:
+            return
+        for refs, indices in zip(self.mirror, self.absent(self.computed), strict=True):
+            for index in indices:
+                assert (index + 1) * self.layout.page_tokens <= self.mirrored or not self.is_dirty
+                assert refs[index] != ABSENT, "an evicted page has no mirror"

@@ -106,10 +106,13 @@ class LocalCopies:
         """Bring the pool's count of evictable pages up to date after a change to the context."""
         if context.home is None:
             return
-        is_free = not context.moves_in_flight and not context.is_dirty and context in self._idle[context.home]
-        evictable = context.num_local if is_free else 0
+        evictable = self._num_evictable(context, context.home)
         self._evictable[context.home] += evictable - context.evictable
         context.evictable = evictable
+
+    def _num_evictable(self, context: Context, pool_id: int) -> int:
+        is_free = not context.moves_in_flight and not context.is_dirty and context in self._idle[pool_id]
+        return context.num_local if is_free else 0
 
     # ------------------------------------------------------------------ release
 
@@ -166,3 +169,4 @@ class LocalCopies:
         """The counts of evictable pages agree with the contexts. Raises AssertionError."""
         for pool_id, idle in self._idle.items():
             assert self._evictable[pool_id] == sum(context.evictable for context in idle)
+            assert all(context.evictable == self._num_evictable(context, pool_id) for context in idle)

@@ -2,6 +2,7 @@
 
 from engine.memory.context import Context, by_pool, page_ref
 from engine.memory.counters import StoreCounters
+from engine.memory.losses import Losses
 from engine.memory.mirrors import Mirrors, Places
 from engine.memory.open_moves import OpenMove, OpenMoves, Purpose
 from engine.messages import Move
@@ -14,9 +15,10 @@ class Reclaim:
     no other move of its context is in flight: a fetch may be reading it.
     """
 
-    def __init__(self, mirrors: Mirrors, moves: OpenMoves, counters: StoreCounters) -> None:
+    def __init__(self, mirrors: Mirrors, moves: OpenMoves, losses: Losses, counters: StoreCounters) -> None:
         self._mirrors = mirrors
         self._moves = moves
+        self._losses = losses
         self._counters = counters
         self._recalled: dict[int, tuple[int, int]] = {}  # by the segment's key: pool id, segment
 
@@ -42,7 +44,20 @@ class Reclaim:
                 found |= self._mirrors.holders(pool_id, number)
         return sorted(found, key=lambda context: context.serial)
 
-    def places(self, context: Context) -> dict[int, Places]:
+    def empty(self, context: Context, runners: list[int]) -> list[tuple[int, Move]]:
+        """Get the context out of recalled segments, now or with the moves returned. One with a move in flight
+        stays as it is."""
+        if context.moves_in_flight or self._losses.drop_mirror(context):
+            return []
+        moves = []
+        for pool_id, places in self._places(context).items():
+            relocated = self._relocate(context, pool_id, places, runners)
+            if not relocated and runners and not context.moves_in_flight:
+                self._losses.lose(context, places)
+            moves += relocated
+        return moves
+
+    def _places(self, context: Context) -> dict[int, Places]:
         """By pool, the context's pages in recalled segments."""
         places: dict[int, Places] = {}
         for key in sorted(context.mirror_segments & self._recalled.keys()):
@@ -52,7 +67,7 @@ class Reclaim:
                 places.setdefault(pool_id, []).extend(found)
         return places
 
-    def relocate(
+    def _relocate(
         self, context: Context, pool_id: int, places: Places, runners: list[int]
     ) -> list[tuple[int, Move]]:
         """Start moving these pages of an idle or partly local context to the best tiers that have room.

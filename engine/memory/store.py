@@ -12,33 +12,22 @@ it:
 4. A closed context is released when it does not run and its last move is complete.
 
 The parts: local copies (`local_copies`), mirrors in the tiers (`mirrors`), moves in flight (`open_moves`),
-and segments of tiers that are wanted back (`reclaim`).
+contexts on their way to another device (`departures`), segments of tiers that are wanted back (`reclaim`),
+and what is given up for good (`losses`).
 """
 
-from dataclasses import dataclass
-
-from engine.memory.context import ABSENT, Context, by_pool, page_of, page_ref, pool_of
+from engine.memory.context import ABSENT, Context, by_pool, page_of, pool_of
 from engine.memory.counters import StoreCounters
+from engine.memory.departures import Departures
 from engine.memory.local_copies import Landlord, LocalCopies
-from engine.memory.mirrors import Market, Mirrors, Places
+from engine.memory.losses import Losses
+from engine.memory.mirrors import Market, Mirrors
 from engine.memory.open_moves import OpenMove, OpenMoves, Purpose
 from engine.memory.page import PageLayout
 from engine.memory.placement import Placement
 from engine.memory.pool import PagePool
 from engine.memory.reclaim import Reclaim
 from engine.messages import Move
-
-
-@dataclass(frozen=True, slots=True)
-class _OldHome:
-    """The local copy that a context had where it comes from."""
-
-    pool_id: int
-    tables: list[list[int]]
-
-    @property
-    def pages(self) -> list[int]:
-        return [page for table in self.tables for page in table if page != ABSENT]
 
 
 class ContextStore:
@@ -52,8 +41,9 @@ class ContextStore:
         self._local = LocalCopies(layout, self.counters)
         self._mirrors = Mirrors(self.placement)
         self._moves = OpenMoves(self.counters)
-        self._reclaim = Reclaim(self._mirrors, self._moves, self.counters)
-        self._leaving: dict[Context, _OldHome] = {}  # until the moves away from there are complete
+        self._losses = Losses(layout, self._local, self._mirrors, self.counters)
+        self._reclaim = Reclaim(self._mirrors, self._moves, self._losses, self.counters)
+        self._departures = Departures(self._local)
         self._last_serial = 0
 
     @property
@@ -103,7 +93,7 @@ class ContextStore:
         assert not context.moves_in_flight
         self._local.release(context)
         if context.is_dirty:
-            self._forget_from(context, context.mirrored)
+            self._losses.forget_from(context, context.mirrored)
 
     # ------------------------------------------------------------------ running
 
@@ -130,7 +120,7 @@ class ContextStore:
         if not self._local.make_room(pool_id, self.pages_needed(context, pool_id, end), besides=context):
             return None
         self._local.wake(context)
-        sources = self._leave_home(context) if context.home != pool_id else context.mirror
+        sources = self._departures.leave(context) if context.home != pool_id else context.mirror
         context.home = pool_id
         fetched = context.absent(context.computed)
         self._local.allocate(context, end)
@@ -221,12 +211,7 @@ class ContextStore:
 
     def drop_mirror(self, context: Context) -> int:
         """Release the mirror of a context whose local copy is whole; the number of pages that came back."""
-        if context.moves_in_flight or context.home is None or context.num_absent(context.computed) > 0:
-            return 0
-        released = self._mirrors.drop_all(context)
-        self.counters.redundant_pages += released
-        self._local.recount(context)
-        return released
+        return self._losses.drop_mirror(context)
 
     # ------------------------------------------------------------------ moves
 
@@ -249,14 +234,14 @@ class ContextStore:
             context.mirror_target = context.mirrored
             self._undo(lost)
             if not context.moves_in_flight:
-                if context in self._leaving and not context.is_closing:
-                    self._return_home(context)
+                if context in self._departures and not context.is_closing:
+                    self._departures.undo(context)
                 self._settle(context)
                 self._local.recount(context)
 
     def coming_from(self, pool_id: int) -> list[Context]:
         """Contexts that are being moved out of this pool to another device."""
-        return [context for context, old in self._leaving.items() if old.pool_id == pool_id]
+        return self._departures.coming_from(pool_id)
 
     @property
     def num_moves_in_flight(self) -> int:
@@ -284,13 +269,7 @@ class ContextStore:
         """
         moves = []
         for context in self._reclaim.contexts():
-            if context.moves_in_flight or self.drop_mirror(context):
-                continue
-            for pool_id, places in self._reclaim.places(context).items():
-                relocated = self._reclaim.relocate(context, pool_id, places, runners)
-                if not relocated and runners and not context.moves_in_flight:
-                    self._lose_places(context, places)
-                moves += relocated
+            moves += self._reclaim.empty(context, runners)
             self._local.recount(context)
         return moves
 
@@ -298,12 +277,7 @@ class ContextStore:
         """The bytes of a leased segment are gone. Contexts that hold some and are on the move (`entangled`)
         have been closed; what the others had nowhere else will be recomputed."""
         for context in self._mirrors.holders(pool_id, number):
-            places = self._mirrors.places_in(context, pool_id, number)
-            if places and not context.is_closing:
-                assert not context.moves_in_flight
-                self.counters.lost_pages += sum(len(indices) for _, indices in places)
-                self._lose_places(context, places)
-                self._local.recount(context)
+            self._losses.lose_bytes(context, self._mirrors.places_in(context, pool_id, number))
 
     def entangled(self, pool_id: int) -> set[Context]:
         """Contexts with a move in flight that hold pages of this tier, or are about to."""
@@ -323,34 +297,11 @@ class ContextStore:
         sources = {pool_of(ref) for refs in context.mirror for ref in refs if ref != ABSENT}
         return all(reaches(pool_id, source) for source in sources)
 
-    def _leave_home(self, context: Context) -> list[list[int]]:
-        """Take the local copy of an idle context out of its tables: where each page can be fetched from.
-        The pages are released when the moves that read them are complete."""
-        sources = [list(refs) for refs in context.mirror]
-        if context.home is None:
-            return sources
-        for refs, table in zip(sources, context.local, strict=True):
-            refs.extend([ABSENT] * (len(table) - len(refs)))
-            for index, page in enumerate(table):
-                if page != ABSENT:
-                    refs[index] = page_ref(context.home, page)
-        if context.num_local:
-            self._leaving[context] = _OldHome(context.home, context.local)
-        context.local = [[] for _ in context.local]
-        context.num_local = 0
-        return sources
-
-    def _return_home(self, context: Context) -> None:
-        """The moves that should have brought the context here will not be made."""
-        self._local.release(context)
-        old = self._leaving.pop(context)
-        context.home, context.local, context.num_local = old.pool_id, old.tables, len(old.pages)
-
     def _undo(self, lost: OpenMove) -> None:
         """What the move should have written is nobody's again."""
         if lost.purpose is Purpose.RELOCATE:
             self._reclaim.undo(lost)
-        elif lost.purpose is Purpose.FETCH and lost.context not in self._leaving:
+        elif lost.purpose is Purpose.FETCH and lost.context not in self._departures:
             self._local.drop_pages(lost.context, set(lost.move.dst_pages))
 
     def _drop_redundant_mirrors(self, context: Context, count: int) -> None:
@@ -364,83 +315,28 @@ class ContextStore:
             if other.is_running and self.drop_mirror(other) and self._mirrors.has_room(home, count):
                 return
 
-    def _lose_places(self, context: Context, places: Places) -> None:
-        """Mirrored pages are gone: recompute from the first that has no local copy either."""
-        if self.drop_mirror(context):
-            return
-        for group, indices in places:
-            self._mirrors.drop_at(context, group, indices)
-        first = min(indices[0] for _, indices in places)
-        page_tokens = self.layout.page_tokens
-        context.mirrored = context.mirror_target = min(context.mirrored, first * page_tokens)
-        missing = [i for indices in context.absent(context.computed) for i in indices if i >= first]
-        if missing:
-            self._forget_from(context, min(missing) * page_tokens)
-
-    def _forget_from(self, context: Context, position: int) -> None:
-        """Positions from this one on have to be recomputed; all of them, if a window has moved past it."""
-        before = context.computed
-        if self._is_trimmed_behind(context, position):
-            self._release_all(context)
-        else:
-            context.computed = position
-            context.mirrored = context.mirror_target = min(context.mirrored, position)
-            self._local.cut(context, context.num_valid_pages)
-            if context.home is not None and not context.num_local:
-                self._local.release(context)
-        self.counters.dropped_contexts += 1
-        self.counters.dropped_tokens += before - context.computed
-
-    def _is_trimmed_behind(self, context: Context, position: int) -> bool:
-        """Whether pages are gone, behind a window, that a token at `position` would read."""
-        first_live = self.layout.first_live_page
-        return any(
-            live_from > first_live(group, position) for group, live_from in enumerate(context.live_from)
-        )
-
     def _settle(self, context: Context) -> None:
         """Once nothing touches the context any more: free what it left behind, and all of it if closed."""
         if context.moves_in_flight:
             return
         self._mirrors.release_retired(context)
-        old = self._leaving.pop(context, None)
-        if old is not None:
-            self._local.pools[old.pool_id].release(old.pages)
+        self._departures.complete(context)
         if context.is_closing and not context.is_running and context in self.contexts:
-            self._release_all(context)
+            self._losses.release_all(context)
             del self.contexts[context]
-
-    def _release_all(self, context: Context) -> None:
-        self._local.release(context)
-        self._mirrors.drop_all(context)
-        context.computed = 0
-        context.live_from = [0] * len(context.live_from)
 
     def check_integrity(self) -> None:
         """Every page of every pool is free or somebody's, once; counts agree with tables. AssertionError."""
         held: dict[int, list[int]] = {pool_id: [] for pool_id in (*self.local_pools, *self.tiers)}
         for context in self.contexts:
-            present = [page for table in context.local for page in table if page != ABSENT]
-            assert len(present) == context.num_local
+            context.check_integrity()
+            assert context.moves_in_flight == len(self._moves.of_context(context))
             if context.home is not None:
-                held[context.home] += present
+                held[context.home] += context.local_pages()
             for ref in self._mirrors.held(context):
                 held[pool_of(ref)].append(page_of(ref))
-            assert context.mirrored <= context.computed
-            assert context.moves_in_flight == len(self._moves.of_context(context))
-            self._check_valid(context)
-        for old in self._leaving.values():
-            held[old.pool_id] += old.pages
-        for pool_id, pages in self._moves.being_written():
+        for pool_id, pages in (*self._departures.held(), *self._moves.being_written()):
             held[pool_id] += pages
         self._local.check_integrity()
         for pool in (*self.local_pools.values(), *self.tiers.values()):
             pool.check_integrity(held[pool.pool_id])
-
-    def _check_valid(self, context: Context) -> None:
-        """Every live computed page is somewhere."""
-        absent = context.absent(context.computed) if not context.is_closing else []
-        for refs, indices in zip(context.mirror, absent, strict=False):
-            for index in indices:
-                assert (index + 1) * self.layout.page_tokens <= context.mirrored or not context.is_dirty
-                assert refs[index] != ABSENT, "an evicted page has no mirror"
