@@ -80,6 +80,16 @@ class Context:
         return self.layout.num_pages(self.computed)
 
     @property
+    def num_clean_pages(self) -> int:
+        """Page indices that the mirror has whole, and that no move in flight touches: to drop the local copy
+        of one loses nothing. A mirror being written takes only what comes after them."""
+        if self.moves_in_flight and self.mirror_target == self.mirrored:
+            return 0  # something else is being moved
+        if self.is_dirty:
+            return self.mirrored // self.layout.page_tokens
+        return self.num_valid_pages
+
+    @property
     def is_dirty(self) -> bool:
         """Whether the local copy has positions that the mirror lacks."""
         return self.mirrored < self.computed

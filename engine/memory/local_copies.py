@@ -111,8 +111,11 @@ class LocalCopies:
         context.evictable = evictable
 
     def _num_evictable(self, context: Context, pool_id: int) -> int:
-        is_free = not context.moves_in_flight and not context.is_dirty and context in self._idle[pool_id]
-        return context.num_local if is_free else 0
+        if context not in self._idle[pool_id]:
+            return 0
+        clean = context.num_clean_pages
+        tables = (table[:clean] for table in context.local)
+        return sum(len(table) - table.count(ABSENT) for table in tables)
 
     # ------------------------------------------------------------------ release
 
@@ -153,16 +156,16 @@ class LocalCopies:
         self.pools[context.home].release(sorted(pages))
 
     def _evict(self, context: Context, count: int) -> None:
-        """Drop local pages of a clean idle context, `count` if it has so many: its first ones."""
-        before = context.num_local
+        """Drop local pages of an idle context that are clean, `count` if it has so many: its first ones."""
+        before, clean = context.num_local, context.num_clean_pages
         for group, table in enumerate(context.local):
             short = count - (before - context.num_local)
-            present = [index for index, page in enumerate(table) if page != ABSENT][: max(0, short)]
+            present = [index for index, page in enumerate(table[:clean]) if page != ABSENT][: max(0, short)]
             if present:
                 self.drop(context, group, present[0], present[-1] + 1)
         self._counters.evicted_pages += before - context.num_local
         self.recount(context)
-        if not context.num_local:
+        if not context.num_local and not context.moves_in_flight:
             self.release(context)
 
     def check_integrity(self) -> None:

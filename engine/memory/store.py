@@ -229,10 +229,11 @@ class ContextStore:
     def lose_moves(self, pool_id: int) -> None:
         """The runner of this pool is gone, and with it every move that it had not reported. A context that
         was coming from another device is back there."""
-        for lost in self._moves.lose(pool_id):
-            context = lost.context
-            context.mirror_target = context.mirrored
+        lost_moves = self._moves.lose(pool_id)
+        for lost in lost_moves:
+            lost.context.mirror_target = lost.context.mirrored
             self._undo(lost)
+        for context in dict.fromkeys(lost.context for lost in lost_moves):
             if not context.moves_in_flight:
                 if context in self._departures and not context.is_closing:
                     self._departures.undo(context)
