@@ -109,7 +109,10 @@ def play(scheduler: Scheduler, plans: list, now_ns: int) -> int:
 def time_admission(repeat: int) -> tuple[list[int], list[int]]:
     """Nanoseconds to admit a request, and to tokenize its prompt."""
     scheduler = make_scheduler("cfs", 64, num_pages=20_000)
-    admission, tokenizer = Admission(QueueConfig(max_prompts=10**9, max_tokens=10**12)), ByteTokenizer()
+    admission, tokenizer = (
+        Admission(QueueConfig(max_prompts=10**9, max_tokens=10**12), time.monotonic_ns),
+        ByteTokenizer(),
+    )
     decoder = msgspec.msgpack.Decoder(Submit)
     admit, tokenize = [], []
     for number in itertools.islice(itertools.count(), repeat):
