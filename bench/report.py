@@ -18,4 +18,6 @@ def machine() -> str:
     """The processor, its cores and the Python version."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {len(names)} cores, Python {platform.python_version()}"
+    return (
+        f"{names[0] if names else platform.machine()}, {len(names)} cores, Python {platform.python_version()}"
+    )

@@ -84,11 +84,11 @@ class SchedulerConfig(Table, frozen=True, kw_only=True):
     """How GPU time is shared. See docs/policies.md."""
 
     policy: Literal["cfs", "fcfs", "eevdf", "vtc"] = "cfs"
-    target_ms: Milliseconds = 400.0  # every waiting prompt should have had a slice within this time
-    slice_ms: Milliseconds = 200.0  # the longest slice under contention
+    target_ms: Milliseconds = 1000.0  # every waiting prompt should have had a slice within this time
+    slice_ms: Milliseconds = 400.0  # the longest slice under contention
     min_slice_ms: Milliseconds = 25.0  # a slice is not preempted before this: the minimum granularity
     gap_ms: Milliseconds = 500.0  # a prompt that waits longer than this for its next token goes first
-    max_batch: Annotated[int, Meta(ge=1, le=1024)] = 64  # prompts in one step
+    max_batch: Annotated[int, Meta(ge=1, le=1024)] | None = None  # None: 32 on cpu, 256 on GPUs
     max_step_tokens: Annotated[int, Meta(ge=16, le=65536)] | None = None  # None: 256 on cpu, 2048 on GPUs
     first_slices: Positive = 8  # prompts of one tenant that may be before their first token at once
 
@@ -108,9 +108,7 @@ class MemoryConfig(Table, frozen=True, kw_only=True):
 
     page_tokens: Literal[8, 16, 32, 64] = 16
     host: ByteSize = ByteSize(2 * 2**30)  # the host tier, for all models together
-    reserve: Annotated[float, Meta(ge=0, le=0.5)] = (
-        0.1  # of the local pool, kept for prefetch under contention
-    )
+    reserve: Annotated[float, Meta(ge=0, le=0.5)] = 0.0  # of a pool, kept free under contention
     segment: ByteSize | None = None
     links: tuple[LinkConfig, ...] = ()
 

@@ -36,6 +36,7 @@ from engine.scheduler import Scheduler
 log = logging.getLogger("fairslice.engine")
 
 MAX_FAILED_STARTS = 3  # of a runner in a row, before the engine gives up
+MAX_BATCH = {"cpu": 32, "cuda": 256}  # prompts in a step, unless configured
 STEP_TOKENS = {"cpu": 256, "cuda": 2048}  # a step computes at most so many, unless configured
 
 
@@ -149,7 +150,7 @@ class ModelHost:
             dtype=None if self._model.dtype == "auto" else self._model.dtype,
             page_tokens=self._config.memory.page_tokens,
             max_model_len=self._model.max_model_len,
-            max_batch=scheduler.max_batch,
+            max_batch=self._max_batch(device),
             max_step_tokens=scheduler.max_step_tokens or STEP_TOKENS[kind],
             threads=device.threads or self._cores_per_cpu_device(),
             seed=self._model.seed,
@@ -216,8 +217,7 @@ class ModelHost:
         if self.scheduler is None:
             self.scheduler = self._make_scheduler()
             self._lenders.join(self.name, self.scheduler, self._on_region)
-        max_batch = self._config.scheduler.max_batch
-        self.scheduler.runner_up(device.name, held.ledger, max_batch, ready.cost)
+        self.scheduler.runner_up(device.name, held.ledger, self._max_batch(device), ready.cost)
         self._lend(device, held)
         self._update_mappings()
         log.info("%s is ready on %s after %.1f s", self.name, device.name, ready.load_s)
@@ -277,6 +277,9 @@ class ModelHost:
         )
         policy = make_policy(config.policy, slice_ns=settings.slice_ns, granularity_ns=settings.min_slice_ns)
         return Scheduler(policy, store, settings)
+
+    def _max_batch(self, device: DeviceConfig) -> int:
+        return self._config.scheduler.max_batch or MAX_BATCH[device.name.partition(":")[0]]
 
     def _num_models_on(self, device: DeviceConfig) -> int:
         return sum(device in self._config.devices_of(model) for model in self._config.models)

@@ -5,6 +5,7 @@ business. It runs on events (an arrival, a slice that is nearly used up, a slice
 back), never per token, and it is pure: time is an argument, plans pile up in the devices' outboxes.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
 
@@ -86,11 +87,22 @@ class Planner:
 
     def _join(self, prompt: Prompt, now_ns: int) -> None:
         self.policy.join(prompt.task, now_ns)
-        self.gaps.add(prompt.task, prompt.last_token_ns)
+        self.gaps.add(prompt.task, self._waits_since(prompt))
 
     def _put_back(self, prompt: Prompt, now_ns: int) -> None:
         self.policy.put_back(prompt.task, now_ns)
-        self.gaps.add(prompt.task, prompt.last_token_ns)
+        self.gaps.add(prompt.task, self._waits_since(prompt))
+
+    def _waits_since(self, prompt: Prompt) -> int:
+        """The time that a prompt's gap counts from. One that waits for its first token is due at once, before
+        all that are overdue by less than half the bound: so it is soon served, and a stream of newcomers
+        delays nobody for longer."""
+        if prompt.has_first_token:
+            return prompt.last_token_ns
+        return prompt.arrival_ns - self.settings.gap_ns * 3 // 2
+
+    def _is_due(self, prompt: Prompt, now_ns: int) -> bool:
+        return self.gaps.is_overdue(self._waits_since(prompt), now_ns)
 
     def _charge(self, prompt: Prompt, now_ns: int) -> None:
         used_ns, prompt.uncharged_ns = prompt.uncharged_ns, 0
@@ -137,20 +149,20 @@ class Planner:
         return turn.until - len(prompt.output_ids) <= lookahead
 
     def _fill(self, devices: list[Device], now_ns: int) -> None:
-        """Find room for prompts in fair order, those first that have waited too long for a token."""
+        """Find room for prompts in fair order, those first that are due. One that finds none but deserves it
+        has turns ended, and lays claim to what they give back: smaller ones would take it for ever."""
         passed_over: list[Prompt] = []
+        claims = dict.fromkeys(devices, 0)
         while devices and (prompt := self._next(now_ns)) is not None:
-            if self._run(prompt, devices):
+            if self._run(prompt, claims):
                 continue
             passed_over.append(prompt)
-            is_late = self.gaps.is_overdue(prompt.last_token_ns, now_ns)
-            if is_late or not self.policy.rotates or len(passed_over) > MAX_PASSED_OVER:
-                break  # the room that comes back is this prompt's: smaller ones would take it for ever
+            if not self.policy.rotates or len(passed_over) > MAX_PASSED_OVER:
+                break
+            if prompt.turn is None:
+                self._claim_room(prompt, claims, now_ns)
         for prompt in passed_over:
             self._put_back(prompt, now_ns)
-        if self.policy.rotates:
-            for prompt in passed_over:
-                self._preempt_for(prompt, devices, now_ns)
         if passed_over and not self.policy.recomputes:
             self._drop_if_stuck(devices)
 
@@ -168,17 +180,17 @@ class Planner:
         self.gaps.discard(task)
         return self.prompts[task]
 
-    def _run(self, prompt: Prompt, devices: list[Device]) -> bool:
-        """Extend the prompt's turn, or start one where there is room."""
+    def _run(self, prompt: Prompt, claims: dict[Device, int]) -> bool:
+        """Extend the prompt's turn, or start one where there is room beside what others have claimed."""
         if prompt.turn is not None:
             prompt.turn.is_expiring = False
             if self._extend(prompt):
                 return True
             prompt.turn.is_expiring = True
             return False
-        return any(self._start(prompt, device) for device in self._by_preference(prompt, devices))
+        return any(self._start(prompt, each, claims[each]) for each in self._by_preference(prompt, claims))
 
-    def _by_preference(self, prompt: Prompt, devices: list[Device]) -> list[Device]:
+    def _by_preference(self, prompt: Prompt, devices: Iterable[Device]) -> list[Device]:
         """Devices with a free place in the batch: the one that has the prompt's pages, then the emptiest."""
         home = prompt.context.home
         free = [device for device in devices if device.num_slots_free > 0]
@@ -208,13 +220,14 @@ class Planner:
         """Positions that a turn up to output token `until` may write."""
         return min(len(prompt.input_ids) + until, self.settings.max_model_len)
 
-    def _start(self, prompt: Prompt, device: Device) -> bool:
-        """Give the prompt a turn on this device, if its pages fit there."""
+    def _start(self, prompt: Prompt, device: Device, num_claimed: int) -> bool:
+        """Give the prompt a turn on this device, if its pages fit there and `num_claimed` pages are left to
+        others."""
         sampled = len(prompt.output_ids)
         until = min(sampled + self._slice_tokens(device), prompt.sampling.max_tokens)
         context = prompt.context
         end = self._end_position(prompt, until)
-        if not self._leaves_reserve(prompt, device, end):
+        if not self._leaves_enough(prompt, device, end, num_claimed):
             return False
         moves = self.store.prepare(context, device.pool_id, end)
         if moves is None:
@@ -239,14 +252,22 @@ class Planner:
         device.by_slice[slice_id] = prompt
         return True
 
-    def _leaves_reserve(self, prompt: Prompt, device: Device, end: int) -> bool:
-        """While others run and wait, a started turn leaves some pages free, for those turns to grow."""
+    def _leaves_enough(self, prompt: Prompt, device: Device, end: int, num_claimed: int) -> bool:
+        """While others run, a started turn leaves some pages free for those turns to grow, and takes nothing
+        of what will be there for the claims of others."""
         if not device.running:
             return True
-        pool = self.store.local_pools[device.pool_id]
-        needed = self.store.pages_needed(prompt.context, device.pool_id, end)
-        left = self.store.num_available(device.pool_id, besides=prompt.context) - needed
-        return left >= round(self.settings.reserve * pool.num_usable)
+        left = self.store.num_available(device.pool_id, besides=prompt.context)
+        left -= self.store.pages_needed(prompt.context, device.pool_id, end)
+        if num_claimed:
+            left = min(left, left + self._pages_coming(device) - num_claimed)
+        return left >= self._reserve(device)
+
+    def _reserve(self, device: Device) -> int:
+        """Pages kept free under contention. Who runs to completion makes way by recomputing instead."""
+        if not self.policy.rotates:
+            return 0
+        return round(self.settings.reserve * self.store.local_pools[device.pool_id].num_usable)
 
     def _extend(self, prompt: Prompt) -> bool:
         """Queue the next slice of a running prompt behind the one it has."""
@@ -294,42 +315,45 @@ class Planner:
 
     # ------------------------------------------------------------------ preemption
 
-    def _preempt_for(self, prompt: Prompt, devices: list[Device], now_ns: int) -> None:
-        """End as many turns as a waiting prompt needs room, if it deserves their place."""
-        if prompt.turn is not None:
-            return
-        is_late = self.gaps.is_overdue(prompt.last_token_ns, now_ns)
+    def _claim_room(self, prompt: Prompt, claims: dict[Device, int], now_ns: int) -> None:
+        """End as many turns as a waiting prompt needs room, if it deserves their place, and keep that room
+        for it. A prompt that is due deserves any, and keeps what is free even if nobody can make way yet."""
+        is_due = self._is_due(prompt, now_ns)
         home = prompt.context.home
-        device = min(devices, key=lambda d: (d.pool_id != home, len(d.running), d.pool_id))
+        device = min(claims, key=lambda d: (d.pool_id != home, len(d.running), d.pool_id))
         end = self._end_position(prompt, len(prompt.output_ids) + 1)
-        short = self.store.pages_needed(prompt.context, device.pool_id, end)
-        short -= self.store.num_available(device.pool_id, besides=prompt.context)
-        short += round(self.settings.reserve * self.store.local_pools[device.pool_id].num_usable)
-        short -= self._pages_coming(device)
+        needed = self.store.pages_needed(prompt.context, device.pool_id, end)
+        available = self.store.num_available(device.pool_id, besides=prompt.context)
+        short = needed + claims[device] + self._reserve(device) - available - self._pages_coming(device)
         needs_slot = device.num_slots_free == 0 and not self._is_anyone_ending(device)
-        for victim in self._victims(device, now_ns):
-            if short <= 0 and not needs_slot:
-                return
-            if not is_late and not self.policy.preempts(prompt.task, victim.task, now_ns):
+        has_claim = is_due
+        for victim in self._victims(device, now_ns) if short > 0 or needs_slot else ():
+            if not is_due and not self.policy.preempts(prompt.task, victim.task, now_ns):
                 continue
             self._end_turn(victim)
+            has_claim, needs_slot = True, False
             short -= victim.context.num_local
-            needs_slot = False
+            if short <= 0:
+                break
+        if has_claim:
+            claims[device] += needed
 
     def _victims(self, device: Device, now_ns: int) -> list[Prompt]:
-        """Prompts that had their minimum granularity in this turn, most served first."""
+        """Prompts whose slice is nearly over, then those that had their minimum granularity in this turn;
+        of either those first that were served most."""
         floor_ns = max(self.settings.min_slice_ns, round(MIN_STEPS * device.step_ns))
-        served = [prompt for prompt in device.running if self._had(prompt, floor_ns, now_ns)]
-        return sorted(served, key=lambda p: (-p.task.vruntime_ns, -p.task.serial))
+        victims = [prompt for prompt in device.running if self._may_be_ended(prompt, floor_ns, now_ns)]
+        return sorted(victims, key=_most_served)
 
-    def _had(self, prompt: Prompt, floor_ns: int, now_ns: int) -> bool:
+    def _may_be_ended(self, prompt: Prompt, floor_ns: int, now_ns: int) -> bool:
+        """A turn lasts until its pages are there and it has made a step, the first one until its token."""
         turn = prompt.turn
         assert turn is not None
-        if turn.is_ending or turn.is_expiring or turn.first_ns is None:
+        if turn.is_ending or turn.first_ns is None:
             return False
         if turn.is_first and not prompt.has_first_token:
             return False
-        return now_ns - turn.first_ns >= floor_ns
+        return turn.is_expiring or now_ns - turn.first_ns >= floor_ns
 
     def _pages_coming(self, device: Device) -> int:
         """Pages of turns that are about to end, and of idle contexts that are being mirrored."""
@@ -405,3 +429,8 @@ class Planner:
         for task, prompt in self.prompts.items():
             waits = prompt.turn is None or prompt.turn.is_expiring
             assert waits == (task.is_queued or self.gate.holds(task))
+
+
+def _most_served(prompt: Prompt) -> tuple[bool, int, int]:
+    assert prompt.turn is not None
+    return not prompt.turn.is_expiring, -prompt.task.vruntime_ns, -prompt.task.serial

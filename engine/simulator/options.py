@@ -23,6 +23,8 @@ from loadgen.traces import TraceSpec
 
 Value = TypeVar("Value")
 
+MAX_BATCH = 256  # prompts in a step, as on GPUs
+
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Exits with status 2 and a line on stderr if the arguments are not usable."""
@@ -60,7 +62,7 @@ def make_cluster(options: argparse.Namespace) -> Cluster:
         peer_pages=options.peer // page_bytes,
         peer_link=FREE_LINK if free else PEER_LINK,
         host_link=FREE_LINK if free else HOST_LINK,
-        max_batch=options.scheduler.max_batch,
+        max_batch=options.scheduler.max_batch or MAX_BATCH,
         max_step_tokens=options.scheduler.max_step_tokens or 2048,
         depth=options.depth,
         message_ns=round(options.message_us * 1e3),
@@ -100,7 +102,7 @@ def _scheduler(text: str) -> SchedulerConfig:
             table[key] = int(value)
         except ValueError:
             table[key] = value if key == "policy" else positive(value)
-    return parse_config({"scheduler": {"max_batch": 256, **table}}).scheduler
+    return parse_config({"scheduler": table}).scheduler
 
 
 def _load_options(group: "argparse._ArgumentGroup") -> None:

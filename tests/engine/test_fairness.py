@@ -188,6 +188,27 @@ def test_preemption_and_migration_keep_the_books(policy):
     assert shares(sim)["a"] == pytest.approx(1 / 3, abs=0.02)
 
 
+@FAIR
+def test_a_tenant_under_its_share_does_not_feel_a_flood(policy):
+    """A modest tenant asks for a tenth of the GPU; another floods it. The step time is fixed, so what the
+    modest one feels is the planner's doing: a wait for a place."""
+    modest = [request("modest", 1 + i * 0.5, 20) for i in range(16)]
+    flood = [request("flood", 0.0, 200)] * 60
+    weights = {"modest": 1.0, "flood": 1.0}
+
+    def figures(requests: list) -> tuple[float, float]:
+        sim = simulation(requests, weights, policy=policy)
+        records = [r for r in sim.run() if r.tenant == "modest"]
+        ttft = sorted(record.ttft_s for record in records)[len(records) // 2]
+        gaps = [b - a for r in records for a, b in pairwise(r.chunk_s)]
+        return ttft, sum(gaps) / len(gaps)
+
+    alone, flooded = figures(modest), figures(modest + flood)
+    step_s = STEP_NS / 1e9
+    assert flooded[0] <= 1.1 * alone[0] + 2 * step_s  # a place is free one step after it is asked for
+    assert flooded[1] <= 1.1 * alone[1]
+
+
 @pytest.mark.parametrize("num_gpus", [1, 4])
 @pytest.mark.parametrize("policy", ["cfs", "eevdf", "fcfs", "vtc"])
 def test_no_gpu_idles_while_work_waits(policy, num_gpus):
