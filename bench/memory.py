@@ -3,7 +3,7 @@
     python -m bench.memory [--requests N]
 
 Serves a tiny random model on CPU, warms up with a fifth of the requests, measures, sends them all, and
-measures again. Every request has a prompt of its own. The page pool is shared memory: it is counted apart, and
+measures again. Every request has a prompt of its own. The page pool is shared memory, counted apart, and
 has to stay what the configuration says.
 """
 
