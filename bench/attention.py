@@ -1,13 +1,12 @@
 """The paged kernels alone on one GPU, at the Llama-3.1-8B shape (32 layers, 32 query and 8 KV heads of 128).
 
-    python -m bench.attention [--sweep]
+    python -m bench.attention
 
 Decode: bytes of K and V read per second, beside the copy rate of this run; 32 layers a graph replay, random
 pages over the whole pool. Prefill: arithmetic rate, beside torch's own attention on the same tensors. Moves:
 scattered 2 MiB pages inside the GPU.
 """
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,13 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.gpu import as_graph, attempt, copy_rate, machine, median_ms, random_pool
 from engine.memory.page import PageLayout, make_layout
-from engine.model_runner.kernels.decode import (
-    WORK_FIELDS,
-    DecodeScratch,
-    SplitPolicy,
-    decode_attention,
-    plan_decode,
-)
+from engine.model_runner.kernels.decode import DecodeScratch, decode_attention
+from engine.model_runner.kernels.decode_plan import WORK_FIELDS, SplitPolicy, plan_decode
 from engine.model_runner.kernels.moves import move_pages
 from engine.model_runner.kernels.prefill import (
     TILE_FIELDS,
@@ -40,11 +34,7 @@ LAYOUT: PageLayout = make_layout(
 TOKEN_BYTES = LAYOUT.page_bytes // PAGE_TOKENS
 NUM_PAGES = 20_000
 DECODE_CASES = ((1, 1088), (16, 1088), (64, 1088), (128, 1088), (256, 1088), (64, 4096), (1, 131_072))
-DECODE_SWEEP = tuple(
-    (block, warps, stages) for block in (32, 64, 128) for warps in (4, 8) for stages in (2, 3, 5)
-)
 PREFILL_CASES = ((8, 1024), (2, 4096), (1, 8192))
-PREFILL_SWEEP = ((64, 8, 2), (64, 8, 3), (64, 8, 4), (128, 8, 2), (128, 8, 3), (64, 4, 2))
 DEVICE = torch.device("cuda")
 
 
@@ -152,9 +142,6 @@ def move_rate(programs: int) -> Rate:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--sweep", action="store_true", help="try block sizes, warps and stages")
-    sweep = parser.parse_args().sweep
     bytes_per_s = copy_rate()
     torch.cuda.empty_cache()
     print(f"{machine()}; copy {bytes_per_s / 1e12:.3f} TB/s", flush=True)
@@ -183,32 +170,7 @@ def main() -> None:
                 "sdpa", lambda b=backend, p=prompts, t=tokens: lines.append(_flops_line(sdpa_rate(b, p, t)))
             )
     attempt("chunk", lambda: lines.append(_flops_line(prefill_rate(pool, 1, 2048, 6144))))
-    if sweep:
-        for batch, context in ((1, 1088), (16, 1088), (256, 1088), (64, 4096), (1, 131_072)):
-            attempt("sweep", lambda b=batch, c=context: lines.extend(_decode_sweep(pool, b, c, bytes_per_s)))
-        attempt("sweep", lambda: lines.extend(_prefill_sweep(pool)))
     print("\n".join(lines))
-
-
-def _decode_sweep(pool: torch.Tensor, batch: int, context: int, bytes_per_s: float) -> list[str]:
-    found = []
-    for block, warps, stages in DECODE_SWEEP:
-        rate = decode_rate(pool, batch, context, block=block, warps=warps, stages=stages)
-        found.append((rate.ms, f"{block}/{warps}/{stages} {rate.ms:.3f} ms {rate.rate / bytes_per_s:.3f}"))
-    found.sort()
-    return [f"sweep {batch} x {context} (block/warps/stages): " + "; ".join(line for _, line in found[:5])]
-
-
-def _prefill_sweep(pool: torch.Tensor) -> list[str]:
-    lines = []
-    for prompts, tokens in PREFILL_CASES:
-        found = []
-        for block, warps, stages in PREFILL_SWEEP:
-            rate = prefill_rate(pool, prompts, tokens, block=block, warps=warps, stages=stages)
-            found.append((rate.ms, f"{block}/{warps}/{stages} {rate.rate / 1e12:.0f}"))
-        found.sort()
-        lines.append(f"sweep prefill {prompts} x {tokens} (TFLOP/s): " + "; ".join(line for _, line in found))
-    return lines
 
 
 def _bytes_line(rate: Rate, limit: float | None) -> str:

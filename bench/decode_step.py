@@ -16,7 +16,7 @@ from statistics import median
 import torch
 
 from bench import prefill
-from bench.gpu import Rig, attempt, compiled_rig, copy_rate, gpu_kind, machine
+from bench.gpu import Rig, attempt, compiled_rig, copy_rate, gpu_kind, machine, print_profile
 from engine.model_runner.batch import Row, StepResult, StepRow
 from engine.model_runner.cuda_executor import LaunchedStep, StepOptions
 
@@ -31,6 +31,7 @@ VLLM_MS = {
     "H200": {(1, 1024): 4.98, (16, 1024): 5.65, (64, 1024): 7.91, (128, 1024): 11.20, (256, 1024): 18.81,
              (64, 4096): 13.91},
 }  # fmt: skip
+PROFILED = ((1, 1024), (64, 1024), (256, 1024), (64, 4096))
 CASES = tuple(VLLM_MS["H100"])
 
 
@@ -94,16 +95,7 @@ def profile(rig: Rig, batch: int, context: int) -> None:
     """What fills the time of one slice, by kernel."""
     rows = rig.rows(batch, context + 32)
     decode(rig, rows, context, 8, [])
-    activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profiler:
-        decode(rig, rows, context, 16, [])
-    print(f"profile of 16 steps, batch {batch}, context {context}:")
-    kernels = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)
-    total_us = sum(event.self_device_time_total for event in kernels)
-    for event in kernels[:16]:
-        share = event.self_device_time_total / total_us
-        per_step_us = event.self_device_time_total / 16
-        print(f"  {share:6.1%} {per_step_us:8.1f} us/step {event.count / 16:6.1f} x  {event.key[:80]}")
+    print_profile(f"decode, batch {batch}, context {context}", 16, lambda: decode(rig, rows, context, 16, []))
 
 
 def print_table(measured: list[Measured], bytes_per_s: float) -> None:
@@ -121,29 +113,34 @@ def print_table(measured: list[Measured], bytes_per_s: float) -> None:
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--prefill", action="store_true", help="measure prefill with the same model")
-    parser.add_argument("--profile", action="store_true", help="show what fills a decode step")
-    parser.add_argument("--no-compile", action="store_true")
-    arguments = parser.parse_args()
-    bytes_per_s = copy_rate()
-    torch.cuda.empty_cache()
-    options = StepOptions(MAX_BATCH, prefill.MAX_STEP_TOKENS, 8192, compile=not arguments.no_compile)
-    rig = compiled_rig(options, NUM_PAGES)
+def run(rig: Rig, bytes_per_s: float, *, profiled: bool) -> None:
+    """Measure all cases and print them."""
     measured: list[Measured] = []
     for batch, context in CASES:
         attempt(
             f"decode {batch} x {context}",
             lambda b=batch, c=context: measured.append(measure(rig, b, c, bytes_per_s)),
         )
-    if arguments.profile:
-        for batch in (1, 64, 256):
-            attempt("profile", lambda b=batch: profile(rig, b, 1024))
-    if arguments.prefill:
-        attempt("prefill", lambda: prefill.run(rig))
-    attempt("cost model", lambda: print(rig.executor.measure_cost()))
+    if profiled:
+        for batch, context in PROFILED:
+            attempt("profile", lambda b=batch, c=context: profile(rig, b, c))
     print_table(measured, bytes_per_s)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--prefill", action="store_true", help="measure prefill with the same model")
+    parser.add_argument("--profile", action="store_true", help="show what fills a step")
+    parser.add_argument("--no-compile", action="store_true")
+    arguments = parser.parse_args()
+    bytes_per_s = copy_rate()
+    torch.cuda.empty_cache()
+    options = StepOptions(MAX_BATCH, prefill.MAX_STEP_TOKENS, 8192, compile=not arguments.no_compile)
+    rig = compiled_rig(options, NUM_PAGES)
+    run(rig, bytes_per_s, profiled=arguments.profile)
+    if arguments.prefill:
+        attempt("prefill", lambda: prefill.run(rig, profiled=arguments.profile))
+    attempt("cost model", lambda: print(rig.executor.measure_cost()))
 
 
 if __name__ == "__main__":

@@ -66,6 +66,21 @@ def as_graph(run: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
+def print_profile(name: str, num_steps: int, run: Callable[[], object]) -> None:
+    """The kernels in which `run` spends most of the GPU's time."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        run()
+    print(f"profile of {num_steps} steps, {name}:")
+    kernels = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)
+    total_us = sum(event.self_device_time_total for event in kernels)
+    print(f"  all of it {total_us / num_steps:8.1f} us/step")
+    for event in kernels[:16]:
+        share = event.self_device_time_total / total_us
+        per_step_us = event.self_device_time_total / num_steps
+        print(f"  {share:6.1%} {per_step_us:8.1f} us/step {event.count / num_steps:6.1f} x  {event.key[:80]}")
+
+
 def copy_rate() -> float:
     """Bytes per second of a large copy inside the GPU, read and write counted."""
     block = torch.empty(2, 2**31, dtype=torch.uint8, device="cuda").random_()

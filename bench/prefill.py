@@ -9,15 +9,17 @@ steps in flight.
 import time
 from collections import deque
 from dataclasses import dataclass
+from statistics import median
 
-from bench.gpu import Rig, attempt, compiled_rig, gpu_kind, machine
+from bench.gpu import Rig, attempt, compiled_rig, gpu_kind, machine, print_profile
 from engine.model_runner.batch import StepRow
 from engine.model_runner.cuda_executor import LaunchedStep, StepOptions
 
 MAX_STEP_TOKENS = 8192
 NUM_TOKENS = 131_072  # of a measurement
 VLLM_TOKENS_PER_S = {"H100": {1024: 43_750, 4096: 41_100}, "H200": {1024: 43_550, 4096: 40_450}}
-CASES = ((1024, 1024), (1024, 2048), (1024, 4096), (1024, 8192), (4096, 2048), (4096, 4096), (4096, 8192))
+CASES = ((1024, 1024), (1024, 2048), (1024, 8192), (4096, 2048), (4096, 8192))
+PROFILED = (1024, 8192)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +31,13 @@ class Measured:
     launch_ms: float
 
 
-def measure(rig: Rig, prompt_tokens: int, step_tokens: int) -> Measured:
+def make_steps(rig: Rig, prompt_tokens: int, step_tokens: int) -> list[list[StepRow]]:
     """Prompts of one length in steps of `step_tokens`: several prompts a step, or several steps a prompt."""
     num_prompts = NUM_TOKENS // prompt_tokens
     rows = rig.rows(min(num_prompts, 32), prompt_tokens)
-    steps = []
     per_step = max(1, step_tokens // prompt_tokens)
     chunk = min(prompt_tokens, step_tokens)
+    steps = []
     for first in range(0, num_prompts, per_step):
         for start in range(0, prompt_tokens, chunk):
             ids = [(start + 17 * i) % rig.vocab_size for i in range(chunk)]
@@ -45,35 +47,47 @@ def measure(rig: Rig, prompt_tokens: int, step_tokens: int) -> Measured:
                     for i in range(first, first + per_step)
                 ]
             )
+    return steps
+
+
+def compute(rig: Rig, steps: list[list[StepRow]], launch_s: list[float]) -> int:
+    """Run the steps, two in flight; ns of device time."""
     pending: deque[LaunchedStep] = deque()
     device_ns = 0
-    launch_s = []
-    warmup = max(2, len(steps) // 8)
-    begun = 0.0
-    for i, step in enumerate([*steps[:warmup], *steps]):
-        if i == warmup:
-            while pending:
-                pending.popleft().result()
-            begun, device_ns = time.perf_counter(), 0
+    for step in steps:
         start_s = time.perf_counter()
         pending.append(rig.executor.launch(step))
         launch_s.append(time.perf_counter() - start_s)
         if len(pending) == rig.executor.depth:
             device_ns += pending.popleft().result().step_ns
-    while pending:
-        device_ns += pending.popleft().result().step_ns
+    return device_ns + sum(step.result().step_ns for step in pending)
+
+
+def measure(rig: Rig, prompt_tokens: int, step_tokens: int) -> Measured:
+    steps = make_steps(rig, prompt_tokens, step_tokens)
+    compute(rig, steps[: max(2, len(steps) // 8)], [])
+    launch_s: list[float] = []
+    begun = time.perf_counter()
+    device_ns = compute(rig, steps, launch_s)
     wall_s = time.perf_counter() - begun
-    launch_s.sort()
     return Measured(
         prompt_tokens,
         step_tokens,
         NUM_TOKENS / wall_s,
         NUM_TOKENS / device_ns * 1e9,
-        launch_s[len(launch_s) // 2] * 1e3,
+        median(launch_s) * 1e3,
     )
 
 
-def run(rig: Rig) -> None:
+def profile(rig: Rig, prompt_tokens: int, step_tokens: int) -> None:
+    """What fills the time of a step, by kernel."""
+    steps = make_steps(rig, prompt_tokens, step_tokens)[:6]
+    compute(rig, steps, [])
+    name = f"prefill, {prompt_tokens} in steps of {step_tokens}"
+    print_profile(name, len(steps), lambda: compute(rig, steps, []))
+
+
+def run(rig: Rig, *, profiled: bool) -> None:
     """Measure all cases and print them."""
     measured: list[Measured] = []
     for prompt_tokens, step_tokens in CASES:
@@ -81,6 +95,8 @@ def run(rig: Rig) -> None:
             f"prefill {prompt_tokens} in steps of {step_tokens}",
             lambda p=prompt_tokens, s=step_tokens: measured.append(measure(rig, p, s)),
         )
+    if profiled:
+        attempt("profile", lambda: profile(rig, *PROFILED))
     theirs = VLLM_TOKENS_PER_S.get(gpu_kind() or "", {})
     print(f"\n{machine()}")
     print("prompt  step tokens | tokens/s  by device time  launch ms |  vLLM  ratio")
@@ -95,7 +111,7 @@ def run(rig: Rig) -> None:
 
 def main() -> None:
     options = StepOptions(max_batch=32, max_step_tokens=MAX_STEP_TOKENS, max_model_len=8192)
-    run(compiled_rig(options, 1 + 32 * 256))
+    run(compiled_rig(options, 1 + 32 * 256), profiled=True)
 
 
 if __name__ == "__main__":

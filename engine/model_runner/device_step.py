@@ -19,6 +19,7 @@ from engine.model_runner.kernels.attention import PagedKernels, StepLimits
 from engine.model_runner.kernels.chain import can_chain
 from engine.model_runner.kernels.linear import LinearProduct
 from engine.model_runner.kernels.prefill import tile_tokens, tiles_of
+from engine.model_runner.likeliest import likeliest
 from engine.model_runner.sampler import sample
 from engine.model_runner.shared_linear import MergeProducts, share_linears
 from engine.model_runner.slot_state import SlotState, upload
@@ -78,7 +79,7 @@ class DeviceStep:
 
     def decode_greedy(self, size: int) -> None:
         """Decode the rows in `paged.slots`; their likeliest tokens become `tokens` and their last tokens."""
-        tokens = self._decode(size).argmax(dim=-1)
+        tokens = likeliest(self._decode(size))
         self.state.last_tokens.index_copy_(0, self.paged.slots[:size], tokens)
         self.tokens[:size].copy_(tokens)
 

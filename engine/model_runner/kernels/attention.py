@@ -11,13 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from engine.memory.page import PageLayout
-from engine.model_runner.kernels.decode import (
-    WORK_FIELDS,
-    DecodeScratch,
-    SplitPolicy,
-    decode_attention,
-    plan_decode,
-)
+from engine.model_runner.kernels.decode import DecodeScratch, decode_attention
+from engine.model_runner.kernels.decode_plan import WORK_FIELDS, SplitPolicy, plan_decode
 from engine.model_runner.kernels.prefill import TILE_FIELDS, prefill_attention
 from engine.model_runner.step_plan import MIN_TOKENS
 

@@ -1,11 +1,9 @@
 # mypy: allow-untyped-decorators, allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 """Paged attention for decoding: one new token a row, its K and V stored on the way.
 
-Two kernels. `plan_decode` runs once a step and cuts the contexts of a batch into work items of about equal
-length, on the device, so that a captured graph serves any mix of lengths. `decode_attention` runs once a
-layer: a program takes one item for one KV head, with the query heads that share it packed into one tile. A
-row cut into several items is put together by whichever of its programs ends last (counted by an atomic), so
-there is no second launch.
+A program takes one work item of `decode_plan` for one KV head, with the query heads that share it packed into
+one tile. A row cut into several items is put together by whichever of its programs ends last (counted by an
+atomic), so there is no second launch.
 
 The pool is `[pages, planes, 2, page_tokens, kv_heads, head_dim]`; a row's page table is `tables[slot]`.
 """
@@ -17,90 +15,11 @@ import triton
 import triton.language as tl
 
 from engine.model_runner.kernels.chain import can_chain, chained, launch_next, prefetch, wait_previous
+from engine.model_runner.kernels.decode_plan import WORK_FIELDS, SplitPolicy
 
-# int32 of one work item: row, first key, end key, first item of the row, items of the row, the row's slot and
-# position, nothing
-WORK_FIELDS = 8
-BLOCK_KEYS = 64
-_MERGED_NUMBERS = 8192  # of partial results that a program holds at once: 64 registers a thread
-_MAX_FIXED_SPLITS = 16  # most items of a row when splitting must not depend on the batch
-
-
-@dataclass(frozen=True, slots=True)
-class SplitPolicy:
-    """How contexts are cut. `fixed`: by the row's own length alone, so that no other row changes rounding."""
-
-    kv_heads: int
-    fixed: bool = False
-    programs: int = 512  # four an SM on an H100: enough for full bandwidth (measured), few enough to merge
-
-    @property
-    def max_splits(self) -> int:
-        """Most items of one row; a power of two."""
-        if self.fixed:
-            return _MAX_FIXED_SPLITS
-        wanted: int = triton.next_power_of_2(self.programs // self.kv_heads)
-        return min(128, max(16, wanted))
-
-    def max_items(self, rows: int) -> int:
-        """Bound on the items of a batch; the grid of `decode_attention`."""
-        return rows * _MAX_FIXED_SPLITS if self.fixed else rows + self.max_splits
-
-
-@triton.jit
-def _plan_kernel(
-    work_ptr,
-    slots_ptr,
-    positions_ptr,
-    windows_ptr,
-    rows,
-    max_items,
-    ROWS: tl.constexpr,
-    ITEMS: tl.constexpr,
-    FIELDS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
-    FIXED: tl.constexpr,
-):
-    """Program (i, g) writes items i * ITEMS and on of group g: `work[g, item]`."""
-    group = tl.program_id(1)
-    row = tl.arange(0, ROWS)
-    here = row < rows
-    slot = tl.load(slots_ptr + row, mask=here, other=0).to(tl.int32)
-    end = tl.load(positions_ptr + row, mask=here, other=-1).to(tl.int32) + 1
-    window = tl.load(windows_ptr + group)
-    begin = tl.maximum(end - window, 0)
-    span = end - begin
-    if FIXED:
-        share = tl.cdiv(tl.cdiv(span, MAX_SPLITS), BLOCK) * BLOCK
-        share = tl.maximum(share, 4 * BLOCK)
-    else:
-        even = tl.cdiv(tl.sum(span, axis=0), MAX_SPLITS)
-        share = tl.maximum(tl.cdiv(even, BLOCK), 2) * BLOCK + tl.zeros([ROWS], tl.int32)
-    splits = tl.cdiv(span, share)
-    upto = tl.cumsum(splits, axis=0)
-    item = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
-    mine = (upto - splits)[None, :] <= item[:, None]
-    mine = mine & (item[:, None] < upto[None, :])
-    used = item < tl.max(upto, axis=0)
-    of_row = tl.sum(tl.where(mine, row[None, :], 0), axis=1)
-    first = tl.sum(tl.where(mine, (upto - splits)[None, :], 0), axis=1)
-    count = tl.sum(tl.where(mine, splits[None, :], 0), axis=1)
-    length = tl.sum(tl.where(mine, share[None, :], 0), axis=1)
-    row_begin = tl.sum(tl.where(mine, begin[None, :], 0), axis=1)
-    row_end = tl.sum(tl.where(mine, end[None, :], 0), axis=1)
-    row_slot = tl.sum(tl.where(mine, slot[None, :], 0), axis=1)
-    start = row_begin + (item - first) * length
-    stop = tl.minimum(start + length, row_end)
-    out = work_ptr + (group * max_items + item) * FIELDS
-    written = item < max_items
-    tl.store(out, of_row, mask=written)
-    tl.store(out + 1, start, mask=written)
-    tl.store(out + 2, tl.where(used, stop, 0), mask=written)
-    tl.store(out + 3, first, mask=written)
-    tl.store(out + 4, count, mask=written)
-    tl.store(out + 5, row_slot, mask=written)
-    tl.store(out + 6, row_end - 1, mask=written)
+_MERGED_NUMBERS = 8192  # of partial results that a program holds at once: 128 registers a thread
+_STAGED_BYTES = 96 * 1024  # of K and V on their way to a program: two programs fit an SM
+_CHAINED_ROWS = 64  # a longer launch loses more by fetching ahead than it gains by starting early (measured)
 
 
 @triton.jit
@@ -150,17 +69,11 @@ def _decode_kernel(
     FIELDS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     SINKS: tl.constexpr,
-    HEADS_FIRST: tl.constexpr,
-    CARRY: tl.constexpr,
     CHAIN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    if HEADS_FIRST:
-        kv_head = tl.program_id(0)
-        item = tl.program_id(1)
-    else:
-        item = tl.program_id(0)
-        kv_head = tl.program_id(1)
+    kv_head = tl.program_id(0)
+    item = tl.program_id(1)
     work = work_ptr + item * FIELDS
     stop = tl.load(work + 2, cache_modifier=".cg")
     if stop == 0:
@@ -218,12 +131,9 @@ def _decode_kernel(
     for base in range(start, stop, BLOCK):
         key = base + tl.arange(0, BLOCK)
         key_ok = key < stop
-        if not CARRY:
-            page = tl.load(table + key // PAGE_TOKENS, mask=key_ok, other=0)
         token = page.to(tl.int64) * pool_page + (key % PAGE_TOKENS) * token_elements
-        if CARRY:
-            later = key + BLOCK
-            page = tl.load(table + later // PAGE_TOKENS, mask=later < stop, other=0)
+        later = key + BLOCK  # pages of the next block are known before it is computed
+        page = tl.load(table + later // PAGE_TOKENS, mask=later < stop, other=0)
         tile = pages + token[:, None] + d[None, :]
         load_ok = key_ok[:, None]
         if HEAD_DIM != DIM_TILE:
@@ -308,39 +218,6 @@ class DecodeScratch:
         )
 
 
-def plan_decode(
-    slots: torch.Tensor,
-    positions: torch.Tensor,
-    windows: torch.Tensor,
-    work: torch.Tensor,
-    policy: SplitPolicy,
-) -> None:
-    """Fill `work[group, item, WORK_FIELDS]` (int32) for rows in `slots` at `positions`, both [rows] (int64).
-
-    `windows` [groups] int32 (a group without a window: any number above all lengths). `work` has
-    `policy.max_items(rows)` items a group; those past the last have end key 0.
-    """
-    rows = positions.shape[0]
-    groups, max_items, _ = work.shape
-    assert max_items == policy.max_items(rows), "work belongs to another batch size"
-    items = 64
-    _plan_kernel[(triton.cdiv(max_items, items), groups)](
-        work,
-        slots,
-        positions,
-        windows,
-        rows,
-        max_items,
-        ROWS=triton.next_power_of_2(rows),
-        ITEMS=items,
-        FIELDS=WORK_FIELDS,
-        BLOCK=BLOCK_KEYS,
-        MAX_SPLITS=policy.max_splits,
-        FIXED=policy.fixed,
-        num_warps=8,
-    )
-
-
 def decode_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -356,11 +233,9 @@ def decode_attention(
     scale: float,
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
-    block: int = BLOCK_KEYS,
-    warps: int = 4,
-    stages: int = 3,
-    heads_first: bool = True,
-    carry: bool = False,
+    block: int = 32,
+    warps: int = 2,
+    stages: int = 4,
     chain: bool | None = None,
 ) -> None:
     """Store the rows' new K and V in plane `plane` of their pages, and attend from the new tokens.
@@ -368,16 +243,16 @@ def decode_attention(
     query [rows, heads, head_dim], key and value [rows, kv_heads, head_dim], unit stride in the last dim; out
     like query, contiguous. tables [slots, max_pages] int32 of the layer's group, work [items, WORK_FIELDS] of
     that group as `plan_decode` filled it (a window is in it). sinks [heads]: logits that only join the
-    denominator (GPT-OSS).
+    denominator (GPT-OSS). The launch parameters are the best of those measured on an H100 at every size.
     """
-    chain = can_chain(query.device) if chain is None else chain
-    _, heads, head_dim = query.shape
+    rows, heads, head_dim = query.shape
+    chain = can_chain(query.device) and rows <= _CHAINED_ROWS if chain is None else chain
     _, _, _, page_tokens, kv_heads, _ = pool.shape
     group = heads // kv_heads
     dim_tile = max(16, triton.next_power_of_2(head_dim))
     group_merged = triton.next_power_of_2(group)
-    grid = (kv_heads, work.shape[0]) if heads_first else (work.shape[0], kv_heads)
-    _decode_kernel[grid](
+    stage_bytes = 2 * block * dim_tile * query.element_size()
+    _decode_kernel[(kv_heads, work.shape[0])](
         out,
         query,
         key,
@@ -413,11 +288,9 @@ def decode_attention(
         FIELDS=WORK_FIELDS,
         SOFTCAP=softcap is not None,
         SINKS=sinks is not None,
-        HEADS_FIRST=heads_first,
-        CARRY=carry,
         CHAIN=chain,
         PRECISION="tf32x3" if query.dtype == torch.float32 else "tf32",
         num_warps=warps,
-        num_stages=stages,
+        num_stages=max(1, min(stages, _STAGED_BYTES // stage_bytes)),
         **chained(chain),
     )

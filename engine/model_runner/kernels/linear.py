@@ -8,7 +8,7 @@ operand, so that it goes from memory to the matrix units without passing through
 blocks are fetched to the L2 cache while the kernel before is still running.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -20,6 +20,7 @@ from engine.model_runner.kernels.chain import can_chain, chained, launch_next, p
 MAX_ROWS = 64  # more rows make a product that the vendor's library does better
 _MAX_SPLITS = 16
 _PREFETCHED_BLOCKS = 4
+_TWO_AN_SM = 264
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Tiling:
 
     features: int = 64
     width: int = 128
-    programs: int = 384
+    programs: int = 256
     warps: int = 4
     stages: int = 4
 
@@ -169,9 +170,22 @@ def few_rows_linear(
 
 
 def tiling_for(rows: int, weight: torch.Tensor) -> Tiling | None:
-    """How a Hopper GPU multiplies up to MAX_ROWS `rows` with `weight`; None: as the vendor's library does."""
+    """How a Hopper GPU of 132 SMs multiplies `rows` (up to MAX_ROWS) with `weight`, as measured on an H100;
+    None: as the vendor's library does."""
     tiling = Tiling()
-    return None if tiling.splits(weight) is None else tiling
+    splits = tiling.splits(weight)
+    if splits is None:
+        return None
+    programs = weight.shape[0] // tiling.features * splits
+    if splits == 1:
+        # Programs come and go: one an SM with much on the way, or two where the input takes much of a stage.
+        return replace(tiling, stages=6 if rows <= 32 else 3)
+    if rows > 32:
+        return None
+    if programs <= _TWO_AN_SM:
+        return tiling
+    # Three an SM at once leave room for three stages, and too little on the way unless the rows fill a tile.
+    return replace(tiling, stages=3) if 8 < rows <= 16 else None
 
 
 _library = torch.library.Library("fairslice", "FRAGMENT")

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 TILE_FIELDS = 8  # int32 of one tile: first token of the chunk in the batch, tile's offset, count, start, slot
-TILE_ROWS = 128
+TILE_ROWS = 64
 
 
 def tile_tokens(group: int, rows: int = TILE_ROWS) -> int:
@@ -106,7 +106,6 @@ def _prefill_kernel(
     WINDOWED: tl.constexpr,
     SOFTCAP: tl.constexpr,
     SINKS: tl.constexpr,
-    ONE_LOOP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     kv_head = tl.program_id(0)
@@ -177,8 +176,6 @@ def _prefill_kernel(
     if WINDOWED:
         begin = tl.maximum(offset + 1 - window, 0)
         whole_end = begin
-    elif ONE_LOOP:
-        whole_end = 0
     else:
         whole_end = (offset // BLOCK) * BLOCK
     k_block = fresh_k + key_index[:, None] * k_row + d[None, :]
@@ -231,10 +228,9 @@ def prefill_attention(
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
     rows: int = TILE_ROWS,
-    block: int | None = None,
-    warps: int | None = None,
+    block: int = 64,
+    warps: int = 4,
     stages: int = 3,
-    one_loop: bool = False,
 ) -> None:
     """Attend from the tokens that `tiles` covers; their K and V are stored in plane `plane` of their pages.
 
@@ -274,13 +270,12 @@ def prefill_attention(
         HEAD_DIM=head_dim,
         DIM_TILE=dim_tile,
         PAGE_TOKENS=page_tokens,
-        BLOCK=block or (32 if wide else 64),
+        BLOCK=min(block, 32) if wide else block,
         FIELDS=TILE_FIELDS,
         WINDOWED=window is not None,
         SOFTCAP=softcap is not None,
         SINKS=sinks is not None,
-        ONE_LOOP=one_loop,
         PRECISION="tf32x3" if query.dtype == torch.float32 else "tf32",
-        num_warps=warps or 8,
-        num_stages=2 if wide else stages,
+        num_warps=warps,
+        num_stages=min(stages, 2) if wide else stages,
     )

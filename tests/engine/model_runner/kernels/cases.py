@@ -9,13 +9,8 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from engine.model_runner.kernels.decode import (
-    WORK_FIELDS,
-    DecodeScratch,
-    SplitPolicy,
-    decode_attention,
-    plan_decode,
-)
+from engine.model_runner.kernels.decode import DecodeScratch, decode_attention
+from engine.model_runner.kernels.decode_plan import WORK_FIELDS, SplitPolicy, plan_decode
 from engine.model_runner.kernels.prefill import prefill_attention, tile_tokens, tiles_of
 
 _PLANES, _PLANE = 3, 1

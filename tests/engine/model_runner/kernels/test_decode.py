@@ -4,7 +4,6 @@ pytest.importorskip("triton")
 
 import torch
 
-from engine.model_runner.kernels.decode import SplitPolicy
 from tests.engine.model_runner.kernels.cases import Case, decode_error
 
 CASES = {
@@ -25,10 +24,3 @@ def test_matches_definition(name: str) -> None:
 def test_half_precision() -> None:
     case = Case(((299, 1), (4, 1)), group=2, window=128, sinks=True)
     assert decode_error(case, "cpu", torch.float16, seed=4) < 2e-3
-
-
-def test_items_are_bounded() -> None:
-    policy = SplitPolicy(kv_heads=8)
-    assert policy.max_splits == 64
-    assert policy.max_items(256) == 320
-    assert SplitPolicy(kv_heads=8, fixed=True).max_items(4) == 64

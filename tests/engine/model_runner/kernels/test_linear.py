@@ -4,7 +4,7 @@ pytest.importorskip("triton")
 
 import torch
 
-from engine.model_runner.kernels.linear import LinearScratch, Tiling, few_rows_linear
+from engine.model_runner.kernels.linear import LinearScratch, Tiling, few_rows_linear, tiling_for
 from tests.engine.model_runner.kernels.cases import relative_error
 
 TILING = Tiling(features=32, width=64, programs=12)
@@ -34,3 +34,12 @@ def test_refuses_weights_that_do_not_divide() -> None:
     assert TILING.splits(torch.empty(100, 1024)) is None
     assert TILING.splits(torch.empty(96, 1000)) is None
     assert TILING.splits(torch.empty(1024, 96).T) is None
+
+
+def test_leaves_to_the_library_what_it_does_better() -> None:
+    whole, part, small = (torch.empty(n, 4096, device="meta") for n in (28_672, 6144, 4096))
+    stages = [
+        [tiling and tiling.stages for tiling in (tiling_for(rows, weight) for rows in (2, 16, 32, 64))]
+        for weight in (whole, part, small)
+    ]
+    assert stages == [[6, 6, 6, 3], [None, 3, None, None], [4, 4, 4, None]]

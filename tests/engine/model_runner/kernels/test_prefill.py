@@ -21,7 +21,7 @@ def test_matches_definition(name: str) -> None:
 
 
 def test_tiles_cover_chunks_longest_context_first() -> None:
-    assert tile_tokens(4) == 32
+    assert tile_tokens(4) == 16
     tiles = tiles_of([(0, 40, 0, 7), (40, 33, 100, 2)], 32)
     assert [tile[:5] for tile in tiles] == [
         (40, 32, 33, 100, 2),

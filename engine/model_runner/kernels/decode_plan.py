@@ -1,0 +1,127 @@
+# mypy: allow-untyped-decorators, allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+"""How the contexts of a decode step are cut into work items of about equal length.
+
+The plan is made on the device, once a step and group, so that a captured graph serves any mix of lengths.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+# int32 of one work item: row, first key, end key, first item of the row, items of the row, the row's slot and
+# position, nothing
+WORK_FIELDS = 8
+SPLIT_KEYS = 64  # items are multiples of it
+_MAX_FIXED_SPLITS = 16  # most items of a row when splitting must not depend on the batch
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPolicy:
+    """How contexts are cut. `fixed`: by the row's own length alone, so that no other row changes rounding."""
+
+    kv_heads: int
+    fixed: bool = False
+    programs: int = 512  # four an SM on an H100: enough for full bandwidth (measured), few enough to merge
+
+    @property
+    def max_splits(self) -> int:
+        """Most items of one row; a power of two."""
+        if self.fixed:
+            return _MAX_FIXED_SPLITS
+        wanted: int = triton.next_power_of_2(self.programs // self.kv_heads)
+        return min(128, max(16, wanted))
+
+    def max_items(self, rows: int) -> int:
+        """Bound on the items of a batch; the grid of `decode_attention`."""
+        return rows * _MAX_FIXED_SPLITS if self.fixed else rows + self.max_splits
+
+
+@triton.jit
+def _plan_kernel(
+    work_ptr,
+    slots_ptr,
+    positions_ptr,
+    windows_ptr,
+    rows,
+    max_items,
+    ROWS: tl.constexpr,
+    ITEMS: tl.constexpr,
+    FIELDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+    FIXED: tl.constexpr,
+):
+    """Program (i, g) writes items i * ITEMS and on of group g: `work[g, item]`."""
+    group = tl.program_id(1)
+    row = tl.arange(0, ROWS)
+    here = row < rows
+    slot = tl.load(slots_ptr + row, mask=here, other=0).to(tl.int32)
+    end = tl.load(positions_ptr + row, mask=here, other=-1).to(tl.int32) + 1
+    window = tl.load(windows_ptr + group)
+    begin = tl.maximum(end - window, 0)
+    span = end - begin
+    if FIXED:
+        share = tl.cdiv(tl.cdiv(span, MAX_SPLITS), BLOCK) * BLOCK
+        share = tl.maximum(share, 4 * BLOCK)
+    else:
+        even = tl.cdiv(tl.sum(span, axis=0), MAX_SPLITS)
+        share = tl.maximum(tl.cdiv(even, BLOCK), 2) * BLOCK + tl.zeros([ROWS], tl.int32)
+    splits = tl.cdiv(span, share)
+    upto = tl.cumsum(splits, axis=0)
+    item = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
+    mine = (upto - splits)[None, :] <= item[:, None]
+    mine = mine & (item[:, None] < upto[None, :])
+    used = item < tl.max(upto, axis=0)
+    of_row = tl.sum(tl.where(mine, row[None, :], 0), axis=1)
+    first = tl.sum(tl.where(mine, (upto - splits)[None, :], 0), axis=1)
+    count = tl.sum(tl.where(mine, splits[None, :], 0), axis=1)
+    length = tl.sum(tl.where(mine, share[None, :], 0), axis=1)
+    row_begin = tl.sum(tl.where(mine, begin[None, :], 0), axis=1)
+    row_end = tl.sum(tl.where(mine, end[None, :], 0), axis=1)
+    row_slot = tl.sum(tl.where(mine, slot[None, :], 0), axis=1)
+    start = row_begin + (item - first) * length
+    stop = tl.minimum(start + length, row_end)
+    out = work_ptr + (group * max_items + item) * FIELDS
+    written = item < max_items
+    tl.store(out, of_row, mask=written)
+    tl.store(out + 1, start, mask=written)
+    tl.store(out + 2, tl.where(used, stop, 0), mask=written)
+    tl.store(out + 3, first, mask=written)
+    tl.store(out + 4, count, mask=written)
+    tl.store(out + 5, row_slot, mask=written)
+    tl.store(out + 6, row_end - 1, mask=written)
+
+
+def plan_decode(
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    windows: torch.Tensor,
+    work: torch.Tensor,
+    policy: SplitPolicy,
+) -> None:
+    """Fill `work[group, item, WORK_FIELDS]` (int32) for rows in `slots` at `positions`, both [rows] (int64).
+
+    `windows` [groups] int32 (a group without a window: any number above all lengths). `work` has
+    `policy.max_items(rows)` items a group; those past the last have end key 0.
+    """
+    rows = positions.shape[0]
+    groups, max_items, _ = work.shape
+    assert max_items == policy.max_items(rows), "work belongs to another batch size"
+    items = 64
+    _plan_kernel[(triton.cdiv(max_items, items), groups)](
+        work,
+        slots,
+        positions,
+        windows,
+        rows,
+        max_items,
+        ROWS=triton.next_power_of_2(rows),
+        ITEMS=items,
+        FIELDS=WORK_FIELDS,
+        BLOCK=SPLIT_KEYS,
+        MAX_SPLITS=policy.max_splits,
+        FIXED=policy.fixed,
+        num_warps=8,
+    )
