@@ -110,7 +110,6 @@ def decode_variants(rig: Rig, bytes_per_s: float) -> None:
     variants: dict[str, Variant] = {
         "attention all chained": lambda: chained_rows(max(SIZES)),
         "attention unchained": lambda: chained_rows(0),
-        "library products": library_products,
         "cublasLt": cublas_lt,
     }
     lines = [f"ms a step at {', '.join(f'{batch} x {context}' for batch, context in decode_step.CASES)}"]

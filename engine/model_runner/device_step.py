@@ -107,7 +107,7 @@ class DeviceStep:
     def draw(self, logits: torch.Tensor, rows: Sequence[StepRow]) -> torch.Tensor:
         """Tokens of `rows` from their `logits`, by the parameters that the device has for their slots."""
         if all(step.row.sampling.temperature == 0 for step in rows):
-            return logits.argmax(dim=-1)
+            return likeliest(logits)
         columns = [[step.row.slot for step in rows], [step.start + step.count for step in rows]]
         slots, positions = upload(np.array(columns, dtype=np.int64), self.device)
         return sample(logits.float(), self.state.draw(rows, slots, positions))

@@ -25,7 +25,7 @@ def test_is_the_product(rows: int, shape: tuple[int, int]) -> None:
     x = torch.randn(rows, shape[1] + 64, dtype=torch.bfloat16, device=CUDA)[:, : shape[1]]
     scratch = LinearScratch.make(CUDA)
     scratch.partial.fill_(torch.nan)
-    for tiling in (Tiling(), Tiling(128, 64, 256, 4, 4)):
+    for tiling in (Tiling(), Tiling(stages=6), Tiling(128, 64, 256, 4, 4)):
         if tiling.splits(weight) is None:
             continue
         for _ in range(2):
