@@ -102,8 +102,10 @@ class PoolTable:
     def context_limit(self, device_name: str, wanted: int | None, model_len: int) -> int:
         """The longest context, in tokens, that the device's pool can hold: at most the model's, and at
         least what the configuration asked for (`wanted`). Raises PoolTooSmall."""
-        held = self.local[device_name].ledger
-        num_tokens = held.num_usable // len(self.layout.groups) * self.layout.page_tokens
+        pool = self.local[device_name]
+        held = pool.ledger
+        num_pages = pool.spec.num_pages - held.first  # what is lent out now comes back
+        num_tokens = num_pages // len(self.layout.groups) * self.layout.page_tokens
         least = min(wanted or MIN_CONTEXT_TOKENS, model_len)
         if num_tokens < least:
             needed = self.layout.num_pages(least) * len(self.layout.groups) + held.first
