@@ -54,6 +54,7 @@ class Planner:
         self.num_preemptions = 0
         self.service_ns: dict[str, int] = {}  # by tenant
         self._slice_ids = count(1)
+        self._slice_lengths: dict[Device, int] = {}  # in tokens, of the plan being made
 
     # ------------------------------------------------------------------ the queue
 
@@ -116,6 +117,7 @@ class Planner:
     def plan(self, now_ns: int) -> None:
         """Extend, start and end turns on all devices."""
         devices = [device for device in self.devices if device.is_up]
+        self._slice_lengths.clear()
         for device in devices:
             self._renew(device, now_ns)
             self._mirror_idle(device)
@@ -192,8 +194,10 @@ class Planner:
 
     def _by_preference(self, prompt: Prompt, devices: Iterable[Device]) -> list[Device]:
         """Devices with a free place in the batch: the one that has the prompt's pages, then the emptiest."""
-        home = prompt.context.home
         free = [device for device in devices if device.num_slots_free > 0]
+        if len(free) <= 1:
+            return free
+        home = prompt.context.home
         available = self.store.num_available
         return sorted(free, key=lambda d: (d.pool_id != home, -available(d.pool_id), d.pool_id))
 
@@ -201,6 +205,11 @@ class Planner:
 
     def _slice_tokens(self, device: Device) -> int:
         """How many tokens a prompt may sample before others have their turn."""
+        if device not in self._slice_lengths:
+            self._slice_lengths[device] = self._measure_slice(device)
+        return self._slice_lengths[device]
+
+    def _measure_slice(self, device: Device) -> int:
         settings = self.settings
         floor_ns = max(settings.min_slice_ns, round(MIN_STEPS * device.step_ns))
         num_waiting = self.policy.num_queued() if self.policy.rotates else 0
