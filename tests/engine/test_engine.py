@@ -52,6 +52,7 @@ def test_a_small_pool_gives_the_same_tokens(tmp_path, alone):
 
 def test_a_runner_that_is_killed_is_followed_by_one_on_the_same_pool(tmp_path, alone):
     with engine(tmp_path, devices=(("cpu:0", "256KiB"), ("cpu:1", "256KiB"))) as client:
+        client.wait_for(lambda: client.metric("fairslice:device_up") == 2)
         submit_all(client)
         client.wait_for(lambda: has_tokens(client, 150))
         runners = children(os.getpid(), "engine.model_runner")
