@@ -7,6 +7,7 @@ and to start again would not help.
 """
 
 import asyncio
+import ctypes
 import itertools
 import logging
 import secrets
@@ -38,6 +39,7 @@ from engine.stats import collect_samples, collect_status
 
 log = logging.getLogger("fairslice.engine")
 
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 INTEGRITY_CHECK_S = 60.0
 TICK_S = 0.25
 
@@ -237,9 +239,15 @@ class Engine:
                 self._lenders.lending.check_integrity()
 
 
+def follow_supervisor() -> None:
+    """End with the supervisor, also if it was killed: nobody would start us again."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def main() -> int:
     """Run the engine as `sys.argv` says. Returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(name)s: %(message)s")
+    follow_supervisor()
     path = sys.argv[2] if sys.argv[1:2] == ["--config"] else None
     try:
         uvloop.run(Engine(load_config(path)).run())
