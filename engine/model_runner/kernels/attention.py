@@ -9,6 +9,7 @@ operator reads when it runs: no number of the batch is ever part of a compiled g
 from dataclasses import dataclass
 
 import torch
+from torch import library
 
 from engine.memory.page import PageLayout
 from engine.model_runner.kernels.decode import DecodeScratch, decode_attention
@@ -18,7 +19,7 @@ from engine.model_runner.step_plan import MIN_TOKENS
 
 NO_WINDOW = 2**30  # a window above all lengths
 
-_library = torch.library.Library("fairslice", "FRAGMENT")
+_library = library.Library("fairslice", "FRAGMENT")
 _library.define(
     "paged_attention(Tensor query, Tensor key, Tensor value, Tensor(a!) pool, Tensor tables, "
     "Tensor work, Tensor tiles, Tensor counts, Tensor partial, Tensor stats, "
@@ -91,7 +92,7 @@ def _paged_attention_shape(query: torch.Tensor, *_: object) -> torch.Tensor:
 
 
 _library.impl("paged_attention", _paged_attention, "CompositeExplicitAutograd")
-torch.library.register_fake("fairslice::paged_attention", _paged_attention_shape, lib=_library)
+library.register_fake("fairslice::paged_attention", _paged_attention_shape, lib=_library)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 import triton
 import triton.language as tl
+from torch import library
 from torch.nn import functional as F
 
 from engine.model_runner.kernels.chain import can_chain, chained, launch_next, prefetch, wait_previous
@@ -188,7 +189,7 @@ def tiling_for(rows: int, weight: torch.Tensor) -> Tiling | None:
     return replace(tiling, stages=3) if 8 < rows <= 16 else None
 
 
-_library = torch.library.Library("fairslice", "FRAGMENT")
+_library = library.Library("fairslice", "FRAGMENT")
 _library.define("linear(Tensor x, Tensor weight, Tensor partial, Tensor arrived) -> Tensor")
 
 
@@ -209,7 +210,7 @@ def _linear_shape(x: torch.Tensor, weight: torch.Tensor, *_: object) -> torch.Te
 
 
 _library.impl("linear", _linear, "CompositeExplicitAutograd")
-torch.library.register_fake("fairslice::linear", _linear_shape, lib=_library)
+library.register_fake("fairslice::linear", _linear_shape, lib=_library)
 
 
 class LinearProduct:
