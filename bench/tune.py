@@ -55,7 +55,19 @@ PREFILL_TUNINGS: tuple[Tuning, ...] = (
     {},
     *(
         {"rows": rows, "block": block, "warps": warps, "stages": stages}
-        for rows, block, warps, stages in ((128, 64, 8, 3), (128, 64, 8, 4), (64, 64, 4, 2), (64, 32, 4, 3))
+        for rows, block, warps, stages in (
+            (64, 64, 4, 2),
+            (64, 64, 4, 4),
+            (64, 128, 4, 2),
+            (128, 32, 8, 3),
+            (128, 64, 4, 3),
+            (128, 64, 8, 2),
+            (128, 64, 8, 3),
+            (128, 64, 8, 4),
+            (128, 128, 8, 2),
+            (128, 128, 8, 3),
+            (256, 64, 8, 3),
+        )
     ),
 )
 
