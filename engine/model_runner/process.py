@@ -9,7 +9,8 @@ import logging
 import os
 import signal
 import socket
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import TypeVar
@@ -71,26 +72,48 @@ def follow_engine() -> None:
 
 
 def serve(mailbox: Mailbox, descriptors: socket.socket) -> int:
-    """The life of a runner; returns the exit status."""
+    """The life of a runner; returns the exit status.
+
+    What goes wrong before `Ready` in a way that the configuration has to answer for is refused. After that
+    it is a fault, whatever it is: the engine starts another runner, and no client sees an error.
+    """
+    load: Load | None = None
     device: Device | None = None
+    is_ready = False
     try:
         load = expect(mailbox, Load)
         device = open_device(load.device, threads=load.threads)
-        run(device, load, mailbox, descriptors)
+        with get_ready(device, load, mailbox, descriptors) as runner:
+            is_ready = True
+            runner.run()
     except (EOFError, ShutdownWished):
         return 0
-    except (DeviceError, RegionError, ModelError, UnsupportedModel, SelfTestFailed) as error:
-        return refuse(mailbox, one_line(error))
     except Exception as error:
-        if device is None or not device.is_out_of_memory(error):
-            log.exception("the runner failed")
-            return fail(mailbox, error, pool_trusted=device is None or not device.is_fault(error))
-        return refuse(mailbox, f"{load.device} is out of memory: {one_line(error)}")
+        reason = None if is_ready else refusal(error, load, device)
+        if reason is not None:
+            return refuse(mailbox, reason)
+        log.exception("the runner failed")
+        return fail(mailbox, error, pool_trusted=device is None or is_pool_good(error, device))
     return 0
 
 
-def run(device: Device, load: Load, mailbox: Mailbox, descriptors: socket.socket) -> None:
-    """Load, attach, get ready, serve."""
+def refusal(error: Exception, load: Load | None, device: Device | None) -> str | None:
+    """What the configuration has to change, in one line, if it is to blame for the error."""
+    if isinstance(error, DeviceError | RegionError | ModelError | UnsupportedModel | SelfTestFailed):
+        return one_line(error)
+    if load is not None and device is not None and device.is_out_of_memory(error):
+        return f"{load.device} is out of memory: {one_line(error)}"
+    return None
+
+
+def is_pool_good(error: Exception, device: Device) -> bool:
+    """Whether the pages that the engine knows of are still what they were: want of memory harms none."""
+    return device.is_out_of_memory(error) or not device.is_fault(error)
+
+
+@contextmanager
+def get_ready(device: Device, load: Load, mailbox: Mailbox, descriptors: socket.socket) -> Iterator[Runner]:
+    """Load, attach, and tell the engine what a step costs: a runner that may serve."""
     start_s = monotonic()
     model = load_onto(device, load, mailbox)
     mailbox.send(Loaded(card=model.loaded.card, layout=model.layout, free_bytes=device.free_bytes()))
@@ -112,7 +135,7 @@ def run(device: Device, load: Load, mailbox: Mailbox, descriptors: socket.socket
         def map_more(more: Attach) -> Mapped:
             return attach_more(device, attached, more, descriptors)
 
-        Runner(mailbox, executor, make_slice_table(model, load), attached.transfers, map_more).run()
+        yield Runner(mailbox, executor, make_slice_table(model, load), attached.transfers, map_more)
 
 
 def load_onto(device: Device, load: Load, mailbox: Mailbox) -> ServedModel:

@@ -5,7 +5,20 @@ from collections.abc import Sequence
 
 import pytest
 
-from engine.messages import Attach, EndReason, Extension, Fault, LinkSpec, Load, Loaded, Refused, Shutdown
+from engine.messages import (
+    Attach,
+    CostModel,
+    EndReason,
+    Extension,
+    Fault,
+    LinkSpec,
+    Load,
+    Loaded,
+    Refused,
+    Shutdown,
+)
+from engine.model_runner.batch import FinishedStep, StepRow
+from engine.model_runner.cpu_executor import CpuExecutor
 from engine.model_runner.devices import Attached, CpuDevice
 from tests.engine.model_runner.harness import (
     HOST,
@@ -274,3 +287,34 @@ def test_a_fault_says_whether_the_pool_is_good(
 def test_too_little_memory_is_refused_by_the_devices_name(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = answer_to_attach(monkeypatch, MemoryError("8 GiB wanted"), Refused)
     assert refused.reason == "cpu is out of memory: 8 GiB wanted"
+
+
+class FailingExecutor(CpuExecutor):
+    """Works until the runner is ready, and fails in the first step after that."""
+
+    is_ready = False
+
+    def measure_cost(self) -> CostModel:
+        cost = super().measure_cost()
+        self.is_ready = True
+        return cost
+
+    def launch(self, rows: Sequence[StepRow]) -> FinishedStep:
+        if self.is_ready:
+            raise MemoryError("DefaultCPUAllocator: 8 GiB wanted")
+        return super().launch(rows)
+
+
+def test_too_little_memory_while_serving_is_a_fault_that_harms_no_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The engine would stop for a `Refused`; after a `Fault` another runner goes on in the same pool."""
+    monkeypatch.setattr("engine.model_runner.devices.CpuExecutor", FailingExecutor)
+    monkeypatch.setattr(CpuDevice, "is_fault", lambda _self, _error: True)
+    with runner_in_thread(status=1) as client:
+        memory = client.start()
+        client.plan(make_slice(1, PROMPT, tables(client, 1, 5), max_new=3))
+        fault = client.expect(Fault)
+        memory.close()
+    assert fault.reason == "MemoryError: DefaultCPUAllocator: 8 GiB wanted"
+    assert fault.pool_trusted
