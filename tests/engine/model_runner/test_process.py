@@ -17,8 +17,8 @@ from engine.messages import (
     Refused,
     Shutdown,
 )
-from engine.model_runner.batch import FinishedStep, StepRow
-from engine.model_runner.cpu_executor import CpuExecutor
+from engine.model_runner.batch import StepRow
+from engine.model_runner.cpu_executor import CpuExecutor, FinishedStep
 from engine.model_runner.devices import Attached, CpuDevice
 from tests.engine.model_runner.harness import (
     HOST,
