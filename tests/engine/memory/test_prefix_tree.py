@@ -1,0 +1,115 @@
+"""The index of prefixes, against a plain list of all prompts that were put into it."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from engine.memory.prefix_tree import PrefixNode, PrefixTree, pack_tokens
+
+PAGE = 2
+PROMPTS = st.lists(st.integers(0, 2), max_size=14)
+SALTS = st.sampled_from(["", "a"])
+
+
+def grow(tree: PrefixTree[str], salt: str, ids: list[int], owner: str) -> PrefixNode[str]:
+    """Put a prompt in as the store does: below what it shares in whole pages with others."""
+    tokens, node = pack_tokens(ids), tree.root(salt)
+    for found, agreed in tree.walk(node, tokens):
+        border = agreed - agreed % PAGE
+        if border <= found.start:
+            break
+        node = found if border == found.end else tree.split(found, border, f"above {owner}")
+    return tree.attach(node, node.end, tokens[len(pack_tokens(ids[: node.end])) :], owner)
+
+
+def run_of(node: PrefixNode[str]) -> bytes:
+    return (run_of(node.parent) if node.parent is not None else b"") + node.tokens
+
+
+def num_shared(one: list[int], other: list[int]) -> int:
+    return next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
+
+
+class Prefixes(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tree: PrefixTree[str] = PrefixTree(PAGE)
+        self.leaves: list[tuple[str, list[int], PrefixNode[str]]] = []
+
+    @rule(salt=SALTS, ids=PROMPTS)
+    def add(self, salt, ids):
+        self.leaves.append((salt, ids, grow(self.tree, salt, ids, f"prompt {len(self.leaves)}")))
+
+    @rule(which=st.integers(0, 100))
+    def remove(self, which):
+        gone = [leaf for leaf in self.leaves if not leaf[2].num_children]
+        if gone:
+            leaf = gone[which % len(gone)]
+            self.leaves.remove(leaf)
+            node = leaf[2]
+            while node.parent is not None and not node.num_children:
+                parent = node.parent
+                self.tree.detach(node)
+                node = parent
+            self.tree.sweep()
+
+    @rule(which=st.integers(0, 100), more=PROMPTS)
+    def extend(self, which, more):
+        """A prompt goes on; one that another beginning with the same page hides stays hidden."""
+        ends = [leaf for leaf in self.leaves if not leaf[2].num_children and self.tree.is_found(leaf[2])]
+        if ends:
+            leaf = ends[which % len(ends)]
+            leaf[1].extend(more)
+            self.tree.extend(leaf[2], pack_tokens(leaf[1][leaf[2].start :]))
+
+    @rule(salt=SALTS, ids=PROMPTS)
+    def look_up(self, salt, ids):
+        tokens = pack_tokens(ids)
+        path = self.tree.walk(self.tree.root(salt), tokens)
+        agreed = path[-1][1] if path else 0
+        if path:
+            node = path[-1][0]
+            assert run_of(node).startswith(tokens[: len(pack_tokens(ids[:agreed]))])
+            assert all(end == above.end for above, end in path[:-1])
+        others = [other for key, other, _ in self.leaves if key == salt]
+        longest = max((num_shared(ids, other) for other in others), default=0)
+        assert agreed <= longest
+        assert agreed >= longest - longest % PAGE
+
+    @invariant()
+    def agrees(self):
+        self.tree.check_integrity()
+        for _, ids, node in self.leaves:
+            assert run_of(node) == pack_tokens(ids)
+
+
+TestPrefixes = Prefixes.TestCase
+
+
+@given(PROMPTS, PROMPTS)
+def test_nothing_is_found_across_roots(ids, other):
+    tree: PrefixTree[str] = PrefixTree(PAGE)
+    grow(tree, "one tenant", ids, "x")
+    assert tree.walk(tree.root("another"), pack_tokens(other)) == []
+
+
+def test_the_second_prompt_of_a_kind_is_found_once_the_first_has_gone():
+    tree: PrefixTree[str] = PrefixTree(PAGE)
+    root, tokens = tree.root(""), pack_tokens([1, 2, 3, 4])
+    first = tree.attach(root, 0, tokens, "first")
+    second = tree.attach(root, 0, tokens, "second")
+    assert tree.walk(root, tokens) == [(first, 4)]
+    assert not tree.is_found(second)
+    tree.detach(first)
+    tree.extend(second, tokens)
+    assert tree.walk(root, tokens) == [(second, 4)]
+
+
+def test_a_node_may_be_split_at_its_end():
+    tree: PrefixTree[str] = PrefixTree(PAGE)
+    node = tree.attach(tree.root(""), 0, pack_tokens([1, 2, 3, 4]), "a")
+    upper = tree.split(node, 4, "b")
+    assert (node.start, node.tokens, node.parent) == (4, b"", upper)
+    assert tree.walk(tree.root(""), pack_tokens([1, 2, 3, 4, 5, 6])) == [(upper, 4)]
