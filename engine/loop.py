@@ -21,13 +21,16 @@ from engine.admission import Admission, Refusal
 from engine.config import Config, ConfigError, load_config
 from engine.frontend import Frontend, SocketTaken
 from engine.lenders import Lenders
+from engine.live import collect_live
 from engine.memory.regions import RegionError
 from engine.messages import (
     Abort,
     Admitted,
     FromApi,
+    GetLive,
     GetStats,
     Hello,
+    Live,
     Rejected,
     Stats,
     Submit,
@@ -138,6 +141,8 @@ class Engine:
                 self._frontend.send(api_id, self._welcome())
             case GetStats(serial=serial):
                 self._frontend.send(api_id, self._stats(serial))
+            case GetLive(serial=serial, since_ns=since_ns):
+                self._frontend.send(api_id, self._live(serial, since_ns))
         self._wake()
 
     def _submit(self, api_id: str, submit: Submit) -> None:
@@ -206,6 +211,10 @@ class Engine:
             samples=collect_samples(hosts, self._admission, self._lenders.lending),
             status=collect_status(hosts, self._lenders.lending),
         )
+
+    def _live(self, serial: int, since_ns: int) -> Live:
+        hosts, lending = self._models.values(), self._lenders.lending
+        return collect_live(self._engine_id, serial, hosts, lending, since_ns, time.monotonic_ns())
 
     def _drain(self) -> None:
         """Told to stop: accept nothing new, and stop when what is open is done or the time is over."""

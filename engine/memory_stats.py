@@ -11,12 +11,12 @@ Path = tuple[str, str]
 
 def memory_samples(scheduler: Scheduler, model: str) -> Iterator[Sample]:
     """Metrics of one model's tiers and moves."""
-    for tier, (used, pages) in _tiers(scheduler).items():
+    for tier, (used, pages) in pages_by_tier(scheduler).items():
         text = "Pages of a tier that are in use."
         yield _sample("tier_pages_used", text, used, "gauge", model_name=model, tier=tier)
         text = "Pages of a tier that the model may use, leased ones of a lender."
         yield _sample("tier_pages", text, pages, "gauge", model_name=model, tier=tier)
-    for (src, dst), (num_bytes, seconds) in _paths(scheduler).items():
+    for (src, dst), (num_bytes, seconds) in bytes_by_path(scheduler).items():
         labels = {"model_name": model, "src": src, "dst": dst}
         yield _sample("moved_bytes", "Bytes of pages moved.", num_bytes, **labels)
         yield _sample("move_seconds", "Time that moves took.", seconds, **labels)
@@ -57,7 +57,9 @@ def lending_samples(lending: Lending) -> Iterator[Sample]:
 
 def memory_status(scheduler: Scheduler) -> dict[str, object]:
     """A snapshot of one model's tiers and paths for people."""
-    tiers = {name: {"pages_used": used, "pages": pages} for name, (used, pages) in _tiers(scheduler).items()}
+    tiers = {
+        name: {"pages_used": used, "pages": pages} for name, (used, pages) in pages_by_tier(scheduler).items()
+    }
     paths = [
         {
             "src": src,
@@ -65,7 +67,7 @@ def memory_status(scheduler: Scheduler) -> dict[str, object]:
             "bytes": num_bytes,
             "gb_per_s": num_bytes / seconds / 1e9 if seconds else None,
         }
-        for (src, dst), (num_bytes, seconds) in _paths(scheduler).items()
+        for (src, dst), (num_bytes, seconds) in bytes_by_path(scheduler).items()
     ]
     return {"tiers": tiers, "paths": paths, "wait_s": scheduler.counters.wait_ns / 1e9}
 
@@ -86,7 +88,7 @@ def _lender_status(lending: Lending, lender: Lender) -> dict[str, object]:
     }
 
 
-def _tiers(scheduler: Scheduler) -> dict[str, tuple[int, int]]:
+def pages_by_tier(scheduler: Scheduler) -> dict[str, tuple[int, int]]:
     """By device or "host": pages used, and pages."""
     tiers: dict[str, tuple[int, int]] = {}
     for pool in scheduler.store.tiers.values():
@@ -96,7 +98,7 @@ def _tiers(scheduler: Scheduler) -> dict[str, tuple[int, int]]:
     return tiers
 
 
-def _paths(scheduler: Scheduler) -> dict[Path, tuple[int, float]]:
+def bytes_by_path(scheduler: Scheduler) -> dict[Path, tuple[int, float]]:
     """By (from, to): bytes moved, and seconds that it took."""
     counters, page_bytes = scheduler.store.counters, scheduler.store.layout.page_bytes
     paths: dict[Path, tuple[int, float]] = {}

@@ -168,6 +168,13 @@ class GetStats(Message, frozen=True, kw_only=True):
     serial: int
 
 
+class GetLive(Message, frozen=True, kw_only=True):
+    """Ask for a `Live`, with the slices that ended after `since_ns` of the engine's clock."""
+
+    serial: int
+    since_ns: int = 0
+
+
 # ------------------------------------------------------------------ engine -> api
 
 
@@ -234,6 +241,128 @@ class Stats(Message, frozen=True, kw_only=True):
     serial: int
     samples: list[Sample]
     status: dict[str, object] = {}
+
+
+class SliceFate(StrEnum):
+    """How a slice ended, as a timeline shows it."""
+
+    EXTENDED = "extended"  # the prompt's next slice followed at once
+    PREEMPTED = "preempted"  # the prompt waits again, or its runner died
+    STOP = "stop"  # the prompt ended with it: see FinishReason
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class LivePart(Struct, frozen=True, kw_only=True):
+    """Base of the parts of `Live`, which the api passes on as JSON: every field is there."""
+
+
+class SliceRecord(LivePart, frozen=True, kw_only=True):
+    """One slice on a timeline; times are of the engine's monotonic clock. `prompt` is a serial number,
+    `slot` a row of the device's timeline. Up to `first_token_ns` the slice was prefill, if it is not None.
+    A slice in force has neither `end_ns` nor `fate`."""
+
+    prompt: int
+    tenant: str
+    device: str
+    slot: int
+    arrival_ns: int  # of the prompt
+    start_ns: int
+    first_token_ns: int | None
+    end_ns: int | None
+    prefilled: int  # prompt positions computed
+    sampled: int  # tokens
+    fate: SliceFate | None
+
+
+class LiveDevice(LivePart, frozen=True, kw_only=True):
+    """A device that serves, now. Pages are of its own pool: those of contexts that run, of contexts that wait
+    (`clean` of them also have a mirror) and free ones. Counts of time are totals."""
+
+    name: str
+    is_up: bool
+    num_running: int
+    max_batch: int
+    step_ns: int
+    busy_ns: int
+    idle_ns: int
+    num_steps: int
+    pages_running: int
+    pages_idle: int
+    pages_clean: int
+    pages_free: int
+
+
+class LiveTier(LivePart, frozen=True, kw_only=True):
+    """Where mirrors live: the memory that a device lends, or the host's."""
+
+    place: str  # a device, or "host"
+    pages_used: int
+    pages: int
+
+
+class LivePath(LivePart, frozen=True, kw_only=True):
+    """Moves from one place to another, in all."""
+
+    src: str
+    dst: str
+    num_bytes: int
+    move_ns: int
+
+
+class LiveTenant(LivePart, frozen=True, kw_only=True):
+    """A tenant's prompts and the GPU time charged to it so far. `weight` is None while it has no prompt."""
+
+    name: str
+    weight: float | None
+    service_ns: int
+    num_running: int
+    num_waiting: int
+
+
+class LiveModel(LivePart, frozen=True, kw_only=True):
+    """One model, now; one that loads has `stage` in words and nothing more."""
+
+    name: str
+    stage: str | None
+    page_bytes: int
+    devices: list[LiveDevice]
+    tiers: list[LiveTier]
+    paths: list[LivePath]
+    tenants: list[LiveTenant]
+    output_tokens: int
+    computed_tokens: int
+    recomputed_tokens: int
+    num_slices: int
+    num_preemptions: int
+    move_wait_ns: int
+    ended: list[SliceRecord]
+    in_force: list[SliceRecord]
+
+
+class LiveLender(LivePart, frozen=True, kw_only=True):
+    """Memory to borrow, in segments; `own_segments` are in use by the model that runs there, None if none
+    does."""
+
+    name: str
+    device: str
+    segment_bytes: int
+    num_segments: int
+    own_segments: int | None
+    on_offer: int
+    recalled: int
+    leased: dict[str, int]  # by borrowing model
+
+
+class Live(Message, frozen=True, kw_only=True):
+    """What happens now, for the page that shows it."""
+
+    serial: int
+    engine_id: str
+    now_ns: int
+    models: list[LiveModel]
+    lenders: list[LiveLender]
 
 
 # ------------------------------------------------------------------ engine -> runner
@@ -474,7 +603,7 @@ class Fault(Message, frozen=True, kw_only=True):
     pool_trusted: bool
 
 
-FromApi = Hello | Submit | Abort | GetStats
-ToApi = Welcome | Admitted | Rejected | Tokens | Stats
+FromApi = Hello | Submit | Abort | GetStats | GetLive
+ToApi = Welcome | Admitted | Rejected | Tokens | Stats | Live
 ToRunner = Load | Attach | Plan | Shutdown
 FromRunner = Progress | Loaded | Ready | Mapped | Refused | Report | Fault

@@ -20,12 +20,14 @@ from engine.messages import (
     PromptSpec,
     Report,
     SliceEnd,
+    SliceFate,
     Step,
     Submit,
     TokenDelta,
 )
 from engine.planner import Planner, PlannerSettings
 from engine.prompt import Prompt
+from engine.slice_log import SliceLog
 
 
 @dataclass(slots=True)
@@ -53,6 +55,7 @@ class Scheduler:
         self.store = store
         self.planner = Planner(policy, store, settings)
         self.counters = SchedulerCounters()
+        self.slice_log = SliceLog()
         self.prompts: dict[str, Prompt] = {}
         self.devices: dict[str, Device] = {}
         self.needs_plan = False
@@ -166,6 +169,7 @@ class Scheduler:
         """Recompute the prompt from its tokens. Whatever its runner still reports of the turn is ignored."""
         if prompt.turn is not None:
             is_queued = prompt.turn.is_expiring
+            self.slice_log.end(prompt, SliceFate.PREEMPTED, now_ns)
             self.planner.cancel(prompt)
             if not is_queued:
                 self.planner.requeue(prompt, now_ns)
@@ -212,9 +216,11 @@ class Scheduler:
             self._on_computed(prompt, step.fed[row], step.computed[row])
             if turn.first_ns is None:
                 turn.first_ns = now_ns
+                self.slice_log.begin(prompt, device.name, now_ns - step.step_ns, step.fed[row])
             if slice_id == turn.next_id:
                 device.by_slice.pop(turn.slice_id)
                 turn.slice_id, turn.next_id = turn.next_id, None
+                self.slice_log.extend(prompt, now_ns)
             if token is not None:
                 self._on_token(prompt, token, now_ns)
                 self.needs_plan |= self.planner.is_nearly_used_up(prompt)
@@ -233,6 +239,7 @@ class Scheduler:
             self.counters.longest_gap_ns = max(self.counters.longest_gap_ns, prompt.longest_gap_ns)
         else:
             self.planner.on_first_token(prompt, now_ns)
+            self.slice_log.first_token(prompt, now_ns)
             self.needs_plan = True
         prompt.output_ids.append(token)
         prompt.last_token_ns = now_ns
@@ -266,6 +273,7 @@ class Scheduler:
         """The prompt's turn is over and it is not finished: it waits for the next."""
         assert prompt.turn is not None
         is_queued = prompt.turn.is_expiring
+        self.slice_log.end(prompt, SliceFate.PREEMPTED, now_ns)
         self.planner.num_preemptions += 1
         prompt.num_preemptions += 1
         self.planner.leave_device(prompt, now_ns)
@@ -279,6 +287,7 @@ class Scheduler:
         if prompt.finish is not None:
             return
         prompt.finish = reason
+        self.slice_log.end(prompt, SliceFate(reason), now_ns)
         self.counters.finished[reason] = self.counters.finished.get(reason, 0) + 1
         if prompt.turn is not None:
             self.planner.cancel(prompt)
@@ -320,6 +329,7 @@ class Scheduler:
         """Raise AssertionError if queues, turns and pages contradict each other."""
         self.store.check_integrity()
         self.planner.check_integrity()
+        self.slice_log.check_integrity(self.num_running())
         assert len(self.store.contexts) >= sum(p.finish is None for p in self.prompts.values())
 
 
