@@ -1,6 +1,7 @@
 """Schemathesis over the api's own OpenAPI document, with a fake engine behind the api."""
 
 import asyncio
+import os
 import re
 import sys
 import tempfile
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from tests.api.harness import running_api, until
 
+ROOT = Path(__file__).parents[2]
 MAX_RESPONSE_S = 10.0
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
@@ -26,8 +28,39 @@ class FuzzReport:
     output: str
 
 
-async def fuzz(cases: int, seed: int, *, phases: str = "coverage,fuzzing", workers: int = 1) -> FuzzReport:
-    """Up to `cases` per operation and phase. Fails if anything is left of any request."""
+@dataclass(frozen=True)
+class Operation:
+    """One method of one path of the OpenAPI document."""
+
+    method: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+
+async def operations() -> list[Operation]:
+    """All that the document has, in its order."""
+    async with running_api() as api:
+        paths = (await api.get("/openapi.json")).json["paths"]
+    return [Operation(method.upper(), path) for path, methods in paths.items() for method in methods]
+
+
+async def fuzz(
+    cases: int,
+    seed: int,
+    *,
+    phases: str = "coverage,fuzzing",
+    operation: Operation | None = None,
+    valid_only: bool = False,
+) -> FuzzReport:
+    """Up to `cases` per operation and phase, of all operations or one. `valid_only`: no cases that break the
+    document's rules, and few fields in each, so that most are served. Fails if anything is left of a request.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if valid_only:
+        environment["SCHEMATHESIS_HOOKS"] = "tests.api.fuzz_hooks"
+    chosen = [] if operation is None else [f"--include-name={operation}"]
     async with running_api() as api:
         with tempfile.TemporaryDirectory() as folder:
             process = await asyncio.create_subprocess_exec(
@@ -39,12 +72,14 @@ async def fuzz(cases: int, seed: int, *, phases: str = "coverage,fuzzing", worke
                 f"--max-examples={cases}",
                 f"--max-response-time={MAX_RESPONSE_S}",
                 f"--seed={seed}",
-                f"--workers={workers}",
+                f"--mode={'positive' if valid_only else 'all'}",
+                *chosen,
                 "--continue-on-failure",
                 "--suppress-health-check=all",
                 "--no-shrink",
                 "--warnings=off",
                 cwd=folder,
+                env=environment,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
             )
