@@ -113,6 +113,12 @@ class MemoryConfig(Table, frozen=True, kw_only=True):
     links: tuple[LinkConfig, ...] = ()
 
 
+class PrefixCacheConfig(Table, frozen=True, kw_only=True):
+    """Contexts of prompts that ended stay while there is room, and prompts that begin alike share pages."""
+
+    enabled: bool = True
+
+
 class QueueConfig(Table, frozen=True, kw_only=True):
     """Admission. What is over a bound is refused at once with 429."""
 
@@ -147,6 +153,7 @@ class Config(Table, frozen=True, kw_only=True):
     devices: tuple[DeviceConfig, ...] = (DeviceConfig(name="cpu", memory=ByteSize(2**30)),)
     scheduler: SchedulerConfig = SchedulerConfig()
     memory: MemoryConfig = MemoryConfig()
+    prefix_cache: PrefixCacheConfig = PrefixCacheConfig()
     queue: QueueConfig = QueueConfig()
     server: ServerConfig = ServerConfig()
     engine: EngineConfig = EngineConfig()
@@ -255,6 +262,7 @@ def _table_at(path: str) -> type[Table]:
         "scheduler": SchedulerConfig,
         "memory": MemoryConfig,
         "memory.links": LinkConfig,
+        "prefix_cache": PrefixCacheConfig,
         "queue": QueueConfig,
         "server": ServerConfig,
         "engine": EngineConfig,

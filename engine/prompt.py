@@ -49,6 +49,7 @@ class Prompt:
     num_sent: int = 0  # output tokens that its api has
     num_restored: int = 0  # output tokens that it brought along when it was resubmitted
     num_preemptions: int = 0
+    cached_tokens: int = 0  # of the prompt, that its first turn found computed
     longest_gap_ns: int = 0
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
@@ -93,6 +94,7 @@ class Prompt:
             ids=self.output_ids[start:],
             finish=self.finish,
             service_ns=self.task.service_ns + self.uncharged_ns,
+            cached_tokens=self.cached_tokens,
             logprobs=self.logprobs[start - self.num_restored :]
             if self.sampling.logprobs is not None
             else None,

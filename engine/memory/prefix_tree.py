@@ -56,9 +56,9 @@ class PrefixTree(Generic[Owner]):
         return root
 
     def walk(self, node: PrefixNode[Owner], tokens: bytes) -> list[tuple[PrefixNode[Owner], int]]:
-        """The nodes below `node` that `tokens`, a whole prompt, go through, each with the position up to which
-        they agree with it; all but the last agree to their ends, and that one in its first page at least."""
-        path = []
+        """The nodes below `node` that `tokens`, a whole prompt, go through, each with the position up to
+        which they agree with it: all but the last to their ends, and that one in its first page at least."""
+        path: list[tuple[PrefixNode[Owner], int]] = []
         while True:
             begin = node.end * TOKEN_BYTES
             child = node.children.get(tokens[begin : begin + self._page_bytes])

@@ -37,6 +37,8 @@ def test_sizes(text, num_bytes):
         ({"server": {"port": 70000}}, ["server.port", "65535"]),
         ({"server": {"port": "http"}}, ["server.port", "int", "str"]),
         ({"memory": {"page_tokens": 17}}, ["memory.page_tokens", "17"]),
+        ({"prefix_cache": {"size": 1}}, ["prefix_cache.size", "unknown key", "enabled"]),
+        ({"prefix_cache": {"enabled": 1}}, ["prefix_cache.enabled", "bool"]),
         ({"queue": {"max_prompts": 0}}, ["queue.max_prompts", ">= 1"]),
     ],
 )
