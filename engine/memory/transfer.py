@@ -6,11 +6,17 @@ complete; and until then the engine gives neither its source nor its destination
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from engine.messages import Move
+
+Pages = npt.NDArray[np.int64]
+"""Numbers of pages, `[n]`."""
 
 
 class TransferError(Exception):
@@ -66,15 +72,22 @@ class MoveQueue:
         self._others.clear()
 
 
-def extents(src_pages: Sequence[int], dst_pages: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Join neighbours: (first source page, first destination page, number of pages), in order."""
-    src = dst = count = 0
-    for next_src, next_dst in zip(src_pages, dst_pages, strict=True):
-        if count and next_src == src + count and next_dst == dst + count:
-            count += 1
-            continue
-        if count:
-            yield src, dst, count
-        src, dst, count = next_src, next_dst, 1
-    if count:
-        yield src, dst, count
+@dataclass(frozen=True, slots=True)
+class PageRuns:
+    """Runs of pages that are neighbours in both pools, int64 `[runs]` each: where they begin, how many."""
+
+    src: Pages
+    dst: Pages
+    counts: Pages
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+
+def page_runs(src_pages: Sequence[int], dst_pages: Sequence[int]) -> PageRuns:
+    """Join neighbours, in order. Both lists have the same length."""
+    src, dst = np.array(src_pages, dtype=np.int64), np.array(dst_pages, dtype=np.int64)
+    assert src.shape == dst.shape, "as many pages to write as to read"
+    follows = (np.diff(src) == 1) & (np.diff(dst) == 1)
+    starts = np.flatnonzero(np.concatenate(([True], ~follows))) if len(src) else np.zeros(0, dtype=np.int64)
+    return PageRuns(src[starts], dst[starts], np.diff(starts, append=len(src)))

@@ -9,7 +9,7 @@ from time import monotonic_ns
 import numpy as np
 import numpy.typing as npt
 
-from engine.memory.transfer import CompletedMove, MoveQueue, TransferError, extents
+from engine.memory.transfer import CompletedMove, MoveQueue, TransferError, page_runs
 from engine.messages import LinkSpec, Move
 
 Pages = npt.NDArray[np.uint8]
@@ -129,7 +129,8 @@ class CpuTransfers:
 
     def _copy(self, move: Move) -> None:
         src_pool, dst_pool = self._pools[move.src_pool], self._pools[move.dst_pool]
-        for src, dst, count in extents(move.src_pages, move.dst_pages):
+        runs = page_runs(move.src_pages, move.dst_pages)
+        for src, dst, count in zip(runs.src, runs.dst, runs.counts, strict=True):
             dst_pool[dst : dst + count] = src_pool[src : src + count]
 
 

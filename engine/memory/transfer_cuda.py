@@ -1,38 +1,67 @@
 # mypy: allow-untyped-calls
 """Moves between the pools of GPUs and the host, on streams of their own beside the computing.
 
-Host moves are batched on the copy engines; moves between GPUs are made by a small kernel over a list of
-pages, which is faster for scattered pages (docs/benchmarks.md).
+Copy engines make them wherever they are fast enough, because they take nothing from the compute but memory
+bandwidth. A kernel, however small, occupies multiprocessors for which steps wait whose kernels are sized for
+the whole GPU: it is for times in which the compute stream has nothing to do, when it is the faster one, and
+for pages too small for the copy engines. Host moves belong to the copy engines always. docs/benchmarks.md has
+the figures.
 
-Why no page is read or written by two at once: the engine orders moves by what was reported, and a report is
-made when the host has seen the end of the step or of the move. So a fetch's destination is touched by no step
-in flight, and a slice that waits for a fetch is launched after the host has seen the fetch's end. A copy out
-of the local pool waits, on its stream, for all steps launched before it as well: a page that is still being
-filled is copied with everything that was launched by then.
+No page is read before its move is complete, and none is written or freed while anything may read it:
+
+- A move is complete when the host has seen its last event (`completed`). Only then does the runner start the
+  slices that wait for it, and the engine count the pages as copies: what reads a page is launched after its
+  bytes have arrived.
+- The engine gives a page to a move as destination when it is nobody's. A page of a context becomes nobody's
+  when the end of its slice was reported, which the runner does after it has taken the results of all steps
+  that had the page in their tables; or, behind a sliding window, when the position that left it behind was
+  reported, and steps launched since start at later ones.
+- Sources are bytes whose end was reported: `Context.computed` counts positions of steps whose results were
+  taken. A running context may write on into the last page of a mirror that travels: to positions that the
+  copy does not count, so that it does not matter in which state they arrive.
+- Pages of a move in flight are given up by nobody (`store`, rule 2) until it is reported or its runner ends.
+
+So moves need no event of the compute stream, and a mirror does not wait for the steps that are in flight.
 """
 
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
+import numpy as np
 import torch
-from cuda.bindings import runtime
 
-from engine.memory.cuda_calls import unwrap
-from engine.memory.transfer import CompletedMove, MoveQueue, TransferError, extents
+from engine.memory.cuda_copy import BatchCopy
+from engine.memory.transfer import CompletedMove, PageRuns, TransferError, page_runs
+from engine.memory.transfer_lanes import Lane, Piece
 from engine.messages import Move
 
 MovePages = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], None]
 """Copy pages: source and destination pool int32 `[pages, words]`, page lists int32 `[n]`, and the number of
 programs to use; on the current stream."""
 
-# Programs of the move kernel: what they cost the compute beside them was measured (docs/benchmarks.md).
-PUSH_PROGRAMS, PULL_PROGRAMS = 8, 32
+PIECE_BYTES, PIECE_PAGES = 2**28, 4096
 
-# An urgent move overtakes what is not launched yet: launch about 20 ms of a link's time ahead.
-AHEAD_PEER_BYTES, AHEAD_HOST_BYTES = 2**33, 2**30
+# How far the device may be behind: a step of tens of milliseconds passes between two looks of the runner's
+# loop. Kernels are launched while nothing computes, when the loop looks often; few, for a step may begin.
+AHEAD_PEER_BYTES, AHEAD_HOST_BYTES, AHEAD_KERNEL_BYTES = 2**34, 2**31, 2**29
+
+TURN_COPIES = 2048  # launched at one look, or little more, so that launching does not hold up the next step
+
+
+@dataclass(frozen=True, slots=True)
+class MoveTuning:
+    """Who moves pages between GPUs.
+
+    While something computes, the copy engines, unless their copies would be of less than `engine_run_bytes`
+    on the average; then the kernel, with `busy_programs`. While nothing does, the kernel with
+    `idle_programs`; if that is None, as while something does. A path's copies are spread over `copy_streams`.
+    """
+
+    engine_run_bytes: int = 2**19
+    busy_programs: int = 4
+    idle_programs: int | None = 32
+    copy_streams: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,38 +75,36 @@ class CudaPool:
     def is_host(self) -> bool:
         return self.pages.device.type == "cpu"
 
+    @property
+    def page_bytes(self) -> int:
+        return self.pages.shape[1]
+
 
 class Path(Enum):
-    """Ways that have a stream each, so that they do not wait for one another."""
+    """Ways that do not wait for one another, those that slices wait for first."""
 
-    HOST_IN = "host in"
-    HOST_OUT = "host out"
     PEER_IN = "peer in"
-    PEER_OUT = "peer out"
-
-
-@dataclass(frozen=True, slots=True)
-class Launched:
-    """A move on its stream."""
-
-    move: Move
-    num_bytes: int
-    start: torch.cuda.Event
-    end: torch.cuda.Event
+    HOST_IN = "host in"
+    PEER_OUT = "peer out"  # also between lenders, and inside the local pool
+    HOST_OUT = "host out"
 
 
 @dataclass(slots=True)
-class Lane:
-    """One path: moves waiting, and moves on its stream, which end in order."""
+class PathLane:
+    """A lane and its streams: copies take turns on them, kernels are all on the first."""
 
-    stream: torch.cuda.Stream
-    ahead_bytes: int
-    queue: MoveQueue = field(default_factory=MoveQueue)
-    launched: deque[Launched] = field(default_factory=deque)
+    lane: Lane
+    streams: list[torch.cuda.Stream]
+    is_host: bool
+    num_copies: int = 0
 
     @property
-    def has_room(self) -> bool:
-        return sum(launched.num_bytes for launched in self.launched) < self.ahead_bytes
+    def ahead_bytes(self) -> int:
+        return AHEAD_HOST_BYTES if self.is_host else AHEAD_PEER_BYTES
+
+    def next_stream(self) -> torch.cuda.Stream:
+        self.num_copies += 1
+        return self.streams[self.num_copies % len(self.streams)]
 
 
 class CudaTransfers:
@@ -89,15 +116,16 @@ class CudaTransfers:
         pools: Mapping[int, CudaPool],
         compute: torch.cuda.Stream,
         move_pages: MovePages,
+        copy_batch: BatchCopy,
+        tuning: MoveTuning | None = None,
     ) -> None:
         self._device = device
         self.pools = dict(pools)
         self._compute = compute
         self._move_pages = move_pages
-        ahead = {Path.HOST_IN: AHEAD_HOST_BYTES, Path.HOST_OUT: AHEAD_HOST_BYTES}
-        self._lanes = {
-            path: Lane(torch.cuda.Stream(device), ahead.get(path, AHEAD_PEER_BYTES)) for path in Path
-        }
+        self._copy_batch = copy_batch
+        self._tuning = tuning or MoveTuning()
+        self._lanes = {path: self._make_lane(path) for path in Path}
         self._num_open = 0
 
     @property
@@ -108,29 +136,33 @@ class CudaTransfers:
         return None
 
     def submit(self, move: Move) -> None:
+        """Queue a move; `completed` launches it."""
         for pool, pages in ((move.src_pool, move.src_pages), (move.dst_pool, move.dst_pages)):
             if pool not in self.pools or max(pages, default=0) >= len(self.pools[pool].pages):
                 raise TransferError(f"move {move.move_id} is of pages that pool {pool} does not have")
         self._num_open += 1
-        lane = self._lanes[self._path(move)]
-        lane.queue.push(move)
-        self._fill(lane)
+        self._lanes[self._path(move)].lane.push(move)
 
     def completed(self) -> list[CompletedMove]:
-        done = []
-        for lane in self._lanes.values():
-            while lane.launched and lane.launched[0].end.query():
-                launched = lane.launched.popleft()
-                duration_ns = round(launched.start.elapsed_time(launched.end) * 1e6)
-                done.append(CompletedMove(launched.move.move_id, duration_ns))
-            self._fill(lane)
+        """Take what has arrived, then launch what is waiting."""
+        done = [move for each in self._lanes.values() for move in each.lane.completed()]
         self._num_open -= len(done)
+        room = TURN_COPIES
+        for each in self._lanes.values():
+            room -= self._fill(each, room)
         return done
 
     def close(self) -> None:
-        for lane in self._lanes.values():
-            lane.queue.clear()
-            lane.stream.synchronize()
+        for each in self._lanes.values():
+            each.lane.clear()
+            for stream in each.streams:
+                stream.synchronize()
+
+    def _make_lane(self, path: Path) -> PathLane:
+        is_host = path in (Path.HOST_IN, Path.HOST_OUT)
+        num_streams = 1 if is_host else self._tuning.copy_streams
+        streams = [torch.cuda.Stream(self._device) for _ in range(num_streams)]
+        return PathLane(Lane(), streams, is_host)
 
     def _path(self, move: Move) -> Path:
         src, dst = self.pools[move.src_pool], self.pools[move.dst_pool]
@@ -138,64 +170,67 @@ class CudaTransfers:
             return Path.HOST_IN
         if dst.is_host:
             return Path.HOST_OUT
-        return Path.PEER_IN if dst.is_local else Path.PEER_OUT
+        return Path.PEER_IN if dst.is_local and not src.is_local else Path.PEER_OUT
 
-    def _fill(self, lane: Lane) -> None:
-        """Launch waiting moves as far as the lane may run ahead."""
-        while len(lane.queue) and lane.has_room:
-            move = lane.queue.pop()
-            src, dst = self.pools[move.src_pool], self.pools[move.dst_pool]
-            if src.is_local:
-                lane.stream.wait_stream(self._compute)
-            with torch.cuda.stream(lane.stream):
-                start = torch.cuda.Event(enable_timing=True)
-                start.record()
-                if src.is_host or dst.is_host:
-                    copy_batch(src.pages, dst.pages, move.src_pages, move.dst_pages, lane.stream)
-                else:
-                    self._copy_by_kernel(src, dst, move)
-                end = torch.cuda.Event(enable_timing=True)
-                end.record()
-            num_bytes = len(move.src_pages) * src.pages.shape[1]
-            lane.launched.append(Launched(move, num_bytes, start, end))
+    def _fill(self, path_lane: PathLane, room: int) -> int:
+        """Launch pieces until the lane is ahead enough, or they are `room` copies; how many they were."""
+        lane, num_copies = path_lane.lane, 0
+        while num_copies < room and lane.has_waiting:
+            is_host = path_lane.is_host
+            is_idle = not is_host and self._tuning.idle_programs is not None and self._compute.query()
+            if lane.ahead_bytes >= (AHEAD_KERNEL_BYTES if is_idle else path_lane.ahead_bytes):
+                break
+            page_bytes = self.pools[lane.peek().src_pool].page_bytes
+            piece = lane.take(max(1, min(PIECE_BYTES // page_bytes, PIECE_PAGES)))
+            runs = page_runs(piece.src_pages, piece.dst_pages)
+            programs = self._tuning.idle_programs
+            if not is_idle:
+                run_bytes = piece.num_pages * page_bytes // len(runs)
+                is_short = not is_host and run_bytes < self._tuning.engine_run_bytes
+                programs = self._tuning.busy_programs if is_short else None
+            if programs is None:
+                num_copies += len(runs)
+            self._launch(path_lane, piece, runs, programs)
+        return num_copies
 
-    def _copy_by_kernel(self, src: CudaPool, dst: CudaPool, move: Move) -> None:
-        src_pages, dst_pages = self._upload(move.src_pages), self._upload(move.dst_pages)
-        programs = PULL_PROGRAMS if dst.is_local else PUSH_PROGRAMS
-        words = src.pages.view(torch.int32), dst.pages.view(torch.int32)
-        self._move_pages(*words, src_pages, dst_pages, programs)
+    def _launch(self, path_lane: PathLane, piece: Piece, runs: PageRuns, programs: int | None) -> None:
+        """Put a piece on a stream: on the copy engines, or as a kernel of so many programs."""
+        src = self.pools[piece.move.src_pool].pages
+        dst = self.pools[piece.move.dst_pool].pages
+        stream = path_lane.next_stream() if programs is None else path_lane.streams[0]
+        with torch.cuda.stream(stream):
+            start = torch.cuda.Event(enable_timing=True)
+            start.record()
+            if programs is None:
+                copy_runs(self._copy_batch, src, dst, runs, stream)
+            else:
+                words = src.view(torch.int32), dst.view(torch.int32)
+                self._move_pages(*words, *self._upload(piece), programs)
+            end = torch.cuda.Event(enable_timing=True)
+            end.record()
+        path_lane.lane.launch(piece, piece.num_pages * src.shape[1], start, end)
 
-    def _upload(self, pages: Sequence[int]) -> torch.Tensor:
-        listed = torch.tensor(pages, dtype=torch.int32).pin_memory()
-        return listed.to(self._device, non_blocking=True)
+    def _upload(self, piece: Piece) -> tuple[torch.Tensor, torch.Tensor]:
+        """The piece's page lists on the device, both beginning at a multiple of 16 bytes: that is what the
+        kernel was compiled for."""
+        lists = np.zeros((2, -(-piece.num_pages // 4) * 4), dtype=np.int32)
+        lists[0, : piece.num_pages] = piece.src_pages
+        lists[1, : piece.num_pages] = piece.dst_pages
+        sent = torch.from_numpy(lists).pin_memory().to(self._device, non_blocking=True)
+        return sent[0, : piece.num_pages], sent[1, : piece.num_pages]
 
 
-def copy_batch(
-    src: torch.Tensor,
-    dst: torch.Tensor,
-    src_pages: Sequence[int],
-    dst_pages: Sequence[int],
-    stream: torch.cuda.Stream,
+def copy_runs(
+    copy_batch: BatchCopy, src: torch.Tensor, dst: torch.Tensor, runs: PageRuns, stream: torch.cuda.Stream
 ) -> None:
-    """Copy pages between pools uint8 `[num_pages, page_bytes]` by the copy engines, in one call.
+    """Copy runs of pages between pools uint8 `[num_pages, page_bytes]` by the copy engines, in one call.
 
-    Both are in device or pinned memory. Raises CudaError.
+    Both pools are in device or pinned memory. Raises CudaError.
     """
     page_bytes = src.shape[1]
-    joined = list(extents(src_pages, dst_pages))
-    if not joined:
-        return
-    attributes: Any = runtime.cudaMemcpyAttributes()
-    attributes.srcAccessOrder = runtime.cudaMemcpySrcAccessOrder.cudaMemcpySrcAccessOrderStream
-    attributes.flags = runtime.cudaMemcpyFlags.cudaMemcpyFlagPreferOverlapWithCompute.value
-    result = runtime.cudaMemcpyBatchAsync(
-        [dst.data_ptr() + page * page_bytes for _, page, _ in joined],
-        [src.data_ptr() + page * page_bytes for page, _, _ in joined],
-        [count * page_bytes for _, _, count in joined],
-        len(joined),
-        [attributes],
-        [0],
-        1,
-        runtime.cudaStream_t(stream.cuda_stream),
+    copy_batch(
+        (runs.dst * page_bytes + dst.data_ptr()).astype(np.uint64),
+        (runs.src * page_bytes + src.data_ptr()).astype(np.uint64),
+        (runs.counts * page_bytes).astype(np.uint64),
+        stream.cuda_stream,
     )
-    unwrap("cudaMemcpyBatchAsync", result)

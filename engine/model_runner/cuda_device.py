@@ -8,6 +8,7 @@ import torch
 from cuda.bindings import runtime
 
 from engine.memory.cuda_calls import CudaError, unwrap
+from engine.memory.cuda_copy import driver_batch_copy
 from engine.memory.cuda_pool import CudaRange, create_range, import_range, num_segments
 from engine.memory.page import PageLayout
 from engine.memory.transfer_cuda import CudaPool, CudaTransfers
@@ -63,7 +64,7 @@ class CudaDevice:
         if any(spec.kind == "cuda" for spec in attach.pools if spec.pool != attach.local):
             self._compile_moves(pools[attach.local].pages.shape[1])
         torch.cuda.synchronize(self.place)  # the pool's zeros were not written on the compute stream
-        transfers = CudaTransfers(self.place, pools, self._compute, _move)
+        transfers = CudaTransfers(self.place, pools, self._compute, move, driver_batch_copy())
         return Attached(pools[attach.local].pages, transfers, exported, unreachable)
 
     def attach_more(self, attached: Attached, attach: Attach, descriptors: Sequence[int]) -> dict[int, str]:
@@ -142,7 +143,7 @@ class CudaDevice:
         scratch = torch.zeros(2, page_bytes // 4, dtype=torch.int32, device=self.place)
         for count in (1, 3, 16):
             pages = torch.zeros(count, dtype=torch.int32, device=self.place)
-            _move(scratch, scratch, pages, pages + 1, 1)
+            move(scratch, scratch, pages, pages + 1, 1)
 
     def _make_local(self, spec: PoolSpec) -> tuple[torch.Tensor, list[int]]:
         """A pool of zeros on this GPU, and its descriptors."""
@@ -188,7 +189,8 @@ def _as_tensor(mapped: CudaRange, spec: PoolSpec) -> torch.Tensor:
     return torch.as_tensor(_DeviceBytes(mapped.address, (spec.num_pages, spec.page_bytes)))
 
 
-def _move(
+def move(
     src: torch.Tensor, dst: torch.Tensor, src_pages: torch.Tensor, dst_pages: torch.Tensor, programs: int
 ) -> None:
+    """What `CudaTransfers` has pages moved by."""
     move_pages(src, dst, src_pages, dst_pages, programs=programs)
