@@ -16,6 +16,7 @@ from api.errors import ApiError, error_response
 from api.routes.chat import chat_completions
 from api.routes.completions import completions
 from api.routes.health import health, metrics, openapi, ready
+from api.routes.live import live_state, page
 from api.routes.models import list_models, show_model
 from api.routes.responses import responses
 from api.routes.tokens import detokenize, tokenize
@@ -32,7 +33,12 @@ ROUTES = [
     Route("/health", health, methods=["GET"]),
     Route("/ready", ready, methods=["GET"]),
     Route("/metrics", metrics, methods=["GET"]),
+    Route("/live/state", live_state, methods=["GET"]),
     Route("/openapi.json", openapi, methods=["GET"]),
+]
+PAGE_ROUTES = [
+    Route("/", page, methods=["GET"]),
+    Route("/static/{name}", page, methods=["GET"]),
 ]
 
 
@@ -50,7 +56,7 @@ def make_app(services: Services) -> Starlette:
                 await running
 
     app = Starlette(
-        routes=ROUTES,
+        routes=[*ROUTES, *PAGE_ROUTES],
         lifespan=lifespan,
         middleware=[Middleware(ConnectionMiddleware)],
         exception_handlers={

@@ -17,8 +17,10 @@ from engine.messages import (
     Abort,
     Admitted,
     FinishReason,
+    GetLive,
     GetStats,
     Hello,
+    Live,
     ModelCard,
     Rejected,
     Stats,
@@ -56,7 +58,7 @@ class EngineClient:
         self._unsent: set[str] = set()  # open requests not yet submitted on this connection
         self._aborted: deque[tuple[float, list[str]]] = deque()  # (time, prompts), to be sent again
         self._prompts: dict[str, OpenPrompt] = {}
-        self._stats: dict[int, asyncio.Future[Stats]] = {}
+        self._answers: dict[int, asyncio.Future[Stats | Live]] = {}
         self._next_serial = 0
 
     @property
@@ -147,19 +149,32 @@ class EngineClient:
 
     async def stats(self) -> Stats | None:
         """The engine's counters now; None when it does not answer in time."""
+        answer = await self._ask(GetStats(serial=self._new_serial()))
+        return answer if isinstance(answer, Stats) else None
+
+    async def live(self, since_ns: int) -> Live | None:
+        """What the engine does now, and the slices that ended after `since_ns` of its clock; None when it
+        does not answer in time."""
+        answer = await self._ask(GetLive(serial=self._new_serial(), since_ns=since_ns))
+        return answer if isinstance(answer, Live) else None
+
+    def _new_serial(self) -> int:
+        self._next_serial += 1
+        return self._next_serial
+
+    async def _ask(self, question: GetStats | GetLive) -> Stats | Live | None:
         if self._stream is None or not self.is_connected:
             return None
-        serial, self._next_serial = self._next_serial, self._next_serial + 1
-        answer: asyncio.Future[Stats] = asyncio.get_running_loop().create_future()
-        self._stats[serial] = answer
-        self._send(GetStats(serial=serial))
+        answer: asyncio.Future[Stats | Live] = asyncio.get_running_loop().create_future()
+        self._answers[question.serial] = answer
+        self._send(question)
         try:
             async with asyncio.timeout(STATS_WAIT_S):
                 return await answer
         except TimeoutError:
             return None
         finally:
-            self._stats.pop(serial, None)
+            self._answers.pop(question.serial, None)
 
     async def _connect(self) -> bool:
         self._closed.clear()
@@ -192,7 +207,7 @@ class EngineClient:
         self._aborted.append((now_s, prompt_ids))
         self._send(Abort(prompt_ids=prompt_ids))
 
-    def _send(self, message: Abort | GetStats | Hello | Submit) -> None:
+    def _send(self, message: Abort | GetLive | GetStats | Hello | Submit) -> None:
         if self._stream is not None:
             self._stream.send(message)
 
@@ -220,8 +235,8 @@ class EngineClient:
                 self._on_rejected(message)
             case Welcome():
                 self._on_welcome(message)
-            case Stats():
-                if (answer := self._stats.get(message.serial)) is not None and not answer.done():
+            case Stats() | Live():
+                if (answer := self._answers.get(message.serial)) is not None and not answer.done():
                     answer.set_result(message)
 
     def _on_tokens(self, message: Tokens) -> None:

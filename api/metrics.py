@@ -4,6 +4,7 @@ A metric that means what vLLM's does bears its name, so that dashboards for it w
 `fairslice:`.
 """
 
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,10 @@ SHARED_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's; read when i
 _FAST_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 40.0)
 _SLOW_S = (0.1, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 960.0)
 _GAP_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0)
+
+
+Buckets = list[tuple[float | None, int]]
+"""A cumulative histogram: (upper bound in seconds, count) with rising bounds; None is the last."""
 
 
 class Metrics:
@@ -73,13 +78,22 @@ class Metrics:
     def render(self, samples: Iterable[Sample]) -> bytes:
         """The text format, with the engine's samples after ours. Where several workers run, ours are the
         sums over all of them: `api.workers` gave them a folder to share their counters in."""
-        ours = self.registry
-        if SHARED_VARIABLE in os.environ:
-            ours = CollectorRegistry()
-            multiprocess.MultiProcessCollector(ours)  # type: ignore[no-untyped-call]
         engine = CollectorRegistry()
         engine.register(_EngineSamples(list(samples)))
-        return generate_latest(ours) + generate_latest(engine)
+        return generate_latest(self._of_all_workers()) + generate_latest(engine)
+
+    def latencies(self) -> tuple[Buckets, Buckets]:
+        """Times to the first token and gaps between tokens, over all models and workers."""
+        families = {family.name: family for family in self._of_all_workers().collect()}
+        first_token = families.get("vllm:time_to_first_token_seconds")
+        return _buckets(first_token), _buckets(families.get("vllm:inter_token_latency_seconds"))
+
+    def _of_all_workers(self) -> CollectorRegistry:
+        if SHARED_VARIABLE not in os.environ:
+            return self.registry
+        shared = CollectorRegistry()
+        multiprocess.MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
+        return shared
 
 
 class RequestTimer:
@@ -112,6 +126,16 @@ class RequestTimer:
         self._metrics.request_s.labels(self._model).observe(time.monotonic() - self._start_s)
         for reason in reasons:
             self._metrics.finished.labels(self._model, reason).inc()
+
+
+def _buckets(family: Metric | None) -> Buckets:
+    """Counts by upper bound, summed over labels."""
+    counts: dict[float, int] = {}
+    for sample in family.samples if family is not None else ():
+        if sample.name.endswith("_bucket"):
+            bound = float(sample.labels["le"])
+            counts[bound] = counts.get(bound, 0) + round(sample.value)
+    return [(bound if math.isfinite(bound) else None, counts[bound]) for bound in sorted(counts)]
 
 
 class _EngineSamples(Collector):

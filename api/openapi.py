@@ -1,11 +1,12 @@
 """The OpenAPI document, made from the very types that requests are checked against."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import msgspec
 
 from api import schemas
+from api.live import LiveState
 from api.schemas import Strict
 
 API_VERSION = "1"
@@ -28,6 +29,7 @@ class Endpoint:
     needs_key: bool = True
     errors: tuple[int, ...] = ()
     content_type: str = "application/json"
+    query: Json = field(default_factory=dict)
 
 
 def _object(required: dict[str, Json], **more: Json) -> Json:
@@ -180,6 +182,15 @@ ENDPOINTS = (
         errors=(403,),
         content_type="text/plain",
     ),
+    Endpoint(
+        "get",
+        "/live/state",
+        "What the engine does now, as the page at / shows it, with the slices that ended since the answer "
+        "whose `cursor` is sent along.",
+        {"$ref": REF + "LiveState"},
+        errors=(400, 503),
+        query={"cursor": {"type": "string", "pattern": "^[0-9]{1,18}$"}},
+    ),
     Endpoint("get", "/openapi.json", "This document.", {"type": "object"}, needs_key=False),
 )
 
@@ -189,13 +200,13 @@ def document(models: tuple[str, ...]) -> bytes:
     """The document as JSON, for a server of these models."""
     bodies = [endpoint.body for endpoint in ENDPOINTS if endpoint.body is not None]
     _, components = msgspec.json.schema_components(
-        bodies, schema_hook=_any_value, ref_template=REF + "{name}"
+        [*bodies, LiveState], schema_hook=_any_value, ref_template=REF + "{name}"
     )
     paths: dict[str, Json] = {}
     for endpoint in ENDPOINTS:
         paths.setdefault(endpoint.path, {})[endpoint.method] = _operation(endpoint)
     for component in components.values():
-        if "model" in component["properties"]:
+        if "model" in component.get("properties", ()):
             component["properties"]["model"] = {"type": "string"} | ({"enum": list(models)} if models else {})
     value = {
         "openapi": "3.1.0",
@@ -230,6 +241,10 @@ def _operation(endpoint: Endpoint) -> Json:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     if "{model}" in endpoint.path:
         operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": TEXT}]
+    if endpoint.query:
+        operation["parameters"] = [
+            {"name": name, "in": "query", "schema": schema} for name, schema in endpoint.query.items()
+        ]
     return operation
 
 

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 ID_HEADER = "x-request-id"
 MAX_ID_CHARS = 128
-QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})  # asked for all the time by machines
+QUIET_PATHS = frozenset({"/health", "/ready", "/metrics", "/live/state"})  # machines ask for them for ever
 
 logger = logging.getLogger("api.requests")
 

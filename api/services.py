@@ -14,6 +14,7 @@ from api.engine_client import EngineClient
 from api.errors import ApiError, unavailable, unknown_model
 from api.generation import Generations
 from api.grammar_check import GrammarChecks
+from api.live import LiveFeed
 from api.metrics import Metrics
 from api.request_log import note_of
 from api.schemas import Body, Reader
@@ -37,6 +38,7 @@ class Services:
     generations: Generations
     streams: OpenStreams
     grammars: GrammarChecks
+    live: LiveFeed
 
     @classmethod
     def make(cls, config: Config, client: EngineClient) -> "Services":
@@ -45,7 +47,8 @@ class Services:
         generations = Generations(client)
         auth = make_auth(config.server)
         streams = OpenStreams(metrics)
-        return cls(config, client, auth, TextModels(), metrics, generations, streams, GrammarChecks())
+        grammars, live = GrammarChecks(), LiveFeed(client, metrics)
+        return cls(config, client, auth, TextModels(), metrics, generations, streams, grammars, live)
 
     async def run(self) -> None:
         """The tasks behind the routes, until cancelled."""

@@ -3,6 +3,7 @@ tokens from a script."""
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +13,18 @@ from engine.messages import (
     Admitted,
     FinishReason,
     FromApi,
+    GetLive,
     GetStats,
     Hello,
+    Live,
+    LiveModel,
+    LiveTenant,
     ModelCard,
     PromptSpec,
     RateState,
     Rejected,
     Sample,
+    SliceRecord,
     Stats,
     Submit,
     TokenDelta,
@@ -74,6 +80,8 @@ class FakeEngine:
     def __post_init__(self) -> None:
         self.submits: list[Submit] = []
         self.aborted: list[str] = []
+        self.live_asked: list[int] = []
+        self.slices: list[SliceRecord] = []
         self.running: dict[str, Running] = {}
         self.streams: list[MessageStream[FromApi]] = []
         self._server: asyncio.AbstractServer | None = None
@@ -138,6 +146,9 @@ class FakeEngine:
             case GetStats():
                 sample = Sample(name="fairslice:slices", help="Slices", kind="counter", value=3.0)
                 stream.send(Stats(serial=message.serial, samples=[sample]))
+            case GetLive():
+                self.live_asked.append(message.since_ns)
+                stream.send(self._live(message))
 
     def _welcome(self, stream: MessageStream[FromApi]) -> None:
         stream.send(Welcome(engine_id="fake", ready=self.cards, loading=self.loading))
@@ -158,6 +169,32 @@ class FakeEngine:
         for spec in message.prompts:
             self.running[spec.prompt_id] = Running(spec, self.script(spec), len(spec.output_ids))
         stream.send(Admitted(request_id=message.request_id, rates=self.rates))
+
+    def _live(self, message: GetLive) -> Live:
+        now_ns = time.monotonic_ns()
+        ended = [record for record in self.slices if (record.end_ns or 0) > message.since_ns]
+        names = sorted({record.tenant for record in ended})
+        model = LiveModel(
+            name="fake",
+            stage=None,
+            page_bytes=1024,
+            devices=[],
+            tiers=[],
+            paths=[],
+            tenants=[
+                LiveTenant(name=name, weight=1.0, service_ns=5, num_running=1, num_waiting=2)
+                for name in names
+            ],
+            output_tokens=0,
+            computed_tokens=0,
+            recomputed_tokens=0,
+            num_slices=len(self.slices),
+            num_preemptions=0,
+            move_wait_ns=0,
+            ended=ended,
+            in_force=[],
+        )
+        return Live(serial=message.serial, engine_id="fake", now_ns=now_ns, models=[model], lenders=[])
 
     async def _step_for_ever(self) -> None:
         while True:
