@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine.config import Config, DeviceConfig
-from engine.memory.lending import Lending, Owner
+from engine.memory.lender import Owner
+from engine.memory.lending import Lending
 from engine.memory.regions import create_region, receive_descriptors
 from engine.scheduler import Scheduler
 

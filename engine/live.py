@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from heapq import nlargest
 
 from engine.device import Device
-from engine.memory.lending import Lender, Lending
+from engine.memory.lender import Lender
+from engine.memory.lending import Lending
 from engine.memory_stats import bytes_by_path, pages_by_tier
 from engine.messages import Live, LiveDevice, LiveLender, LiveModel, LivePath, LiveTenant, LiveTier
 from engine.model_host import ModelHost

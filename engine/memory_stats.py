@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from engine.memory.lending import Lender, Lending
+from engine.memory.lender import Lender
+from engine.memory.lending import Lending
 from engine.messages import Sample
 from engine.scheduler import Scheduler
 

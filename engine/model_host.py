@@ -11,7 +11,7 @@ from engine.config import Config, DeviceConfig, ModelConfig
 from engine.fairness import make_policy
 from engine.lenders import Lenders, Region
 from engine.mappings import Mappings
-from engine.memory.lending import Owner
+from engine.memory.lender import Owner
 from engine.memory.placement import Placement
 from engine.memory.regions import RegionError
 from engine.memory.store import ContextStore

@@ -120,6 +120,7 @@ class Planner:
         self._slice_lengths.clear()
         for device in devices:
             self._renew(device, now_ns)
+            self._vacate(device, now_ns)
             self._mirror_idle(device)
         self._fill(devices, now_ns)
         for device in devices:
@@ -419,6 +420,13 @@ class Planner:
         for prompt in device.running:
             if prompt.context.computed - prompt.context.mirrored >= batch:
                 device.outbox.moves += self.store.mirror(prompt.context, whole=False)
+
+    def _vacate(self, device: Device, now_ns: int) -> None:
+        """Go on emptying what the device's own pool is to give up; turns that are in the way end."""
+        device.outbox.moves += self.store.empty_segments(device.pool_id)
+        for prompt in device.running:
+            if self.store.is_in_the_way(prompt.context) and self._may_be_ended(prompt, 0, now_ns):
+                self._end_turn(prompt)
 
     def _reclaim(self, devices: list[Device]) -> None:
         """Go on emptying what lenders want back."""

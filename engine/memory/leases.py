@@ -59,6 +59,13 @@ class LeaseBook:
         on_offer.difference_update(taken)
         return taken
 
+    def withdraw(self, lender: str, count: int) -> list[int]:
+        """Up to `count` segments that were on offer, the highest, are on offer no more; never segment 0."""
+        on_offer = self._lenders[lender].on_offer
+        taken = [segment for segment in on_offer[max(0, len(on_offer) - count) :] if segment]
+        on_offer.difference_update(taken)
+        return taken
+
     def recall(self, lender: str, count: int) -> list[Lease]:
         """Ask for up to `count` leased segments back: in turn from whoever holds most."""
         entry = self._lenders[lender]

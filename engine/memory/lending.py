@@ -7,56 +7,19 @@ pool of its own, with pages of the borrower's size over all of the lender's memo
 those that lie in its leased segments.
 """
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass
 
 from engine.memory.leases import Lease, LeaseBook, Recall
+from engine.memory.lender import Lender, OpenRecall, Owner
 from engine.memory.pool import PagePool
 from engine.memory.returns import PagesReturned
 from engine.memory.store import ContextStore
+from engine.memory.withdrawals import Withdrawals
 
 TERM_NS = 30_000_000_000
 RENEW_NS = 1_000_000_000
 CALM_NS = 2_000_000_000  # memory is surplus that was free for so long
-
-
-@dataclass(slots=True)
-class Owner:
-    """The model that runs on a lender. At least `keep_pages` stay free, at most `max_segments` are lent."""
-
-    store: ContextStore
-    pool: PagePool
-    keep_pages: int
-    max_segments: int
-    since_ns: int = 0
-    low_water: int = 0  # fewest free pages since then
-
-    @property
-    def pages_per_segment(self) -> int:
-        return self.pool.segment_bytes // self.pool.page_bytes
-
-
-@dataclass(slots=True)
-class OpenRecall:
-    """A leased segment that is being emptied."""
-
-    lease: Lease
-    pool: PagePool
-    since_ns: int
-    returned: PagesReturned | None  # to an owner, page by page
-
-
-@dataclass(slots=True)
-class Lender:
-    """`pools` are its memory as its borrowers see it."""
-
-    name: str
-    device: str
-    num_segments: int
-    segment_bytes: int
-    owner: Owner | None  # None: nothing runs there
-    pools: dict[str, PagePool] = field(default_factory=dict)
-    recalls: dict[int, OpenRecall] = field(default_factory=dict)  # by segment
 
 
 @dataclass(slots=True)
@@ -81,6 +44,7 @@ class Lending:
         self.counters = LendingCounters()
         self._by_pool: dict[int, tuple[Lender, str]] = {}  # tier -> its lender and its borrower
         self._by_owned: dict[int, tuple[Lender, Owner]] = {}  # local pool -> its lender and its owner
+        self._withdrawals = Withdrawals(self.book, self._open_recall)
         self.num_changes = 0  # grows with every segment or page that changes hands
         self._now_ns = 0
         self._renewed_ns = 0
@@ -91,7 +55,7 @@ class Lending:
         self, name: str, device: str, num_segments: int, segment_bytes: int, owner: Owner | None = None
     ) -> None:
         """Memory of `device`. Without an owner all of it is on offer from now on."""
-        lender = self.lenders[name] = Lender(name, device, num_segments, segment_bytes, owner)
+        lender = self.lenders[name] = Lender(name, device, num_segments, segment_bytes, owner, num_segments)
         self.book.offer(name, range(num_segments) if owner is None else ())
         if owner is not None:
             owner.since_ns = self._now_ns
@@ -113,43 +77,46 @@ class Lending:
         self.borrowers[borrower].add_tier(pool, self.lenders[lender].device, lent_by)
 
     def lose_lender(self, name: str, *, is_gone: bool) -> None:
-        """Its bytes are not to be trusted; with `is_gone` its memory is not to be used any more either.
+        """Its bytes are not to be trusted; with `is_gone` there is no memory either, until it is restored.
 
         Contexts that hold pages there and are on the move (`ContextStore.entangled`) have been closed; the
         others recompute what they had there and nowhere else.
         """
         lender = self.lenders[name]
-        leases = self.book.lender_gone(name) if is_gone else self.book.leases_from(name)
-        for lease in leases:
-            pool = lender.pools[lease.borrower]
-            self.borrowers[lease.borrower].lose_segment(pool.pool_id, lease.segment)
-            if is_gone:
-                self._open_recall(lender, lease)
+        for lease in self.book.leases_from(name):
+            self.borrowers[lease.borrower].lose_segment(lender.pools[lease.borrower].pool_id, lease.segment)
+        if is_gone:
+            self._withdrawals.take_all(lender)
         self._take_returns(lender)
 
-    def restore_lender(self, name: str) -> None:
-        """A lender that was gone has memory again."""
+    # ------------------------------------------------------------------ memory that goes and comes
+
+    def resize(self, name: str, num_segments: int) -> None:
+        """Have so many of the lender's segments in use, at least one. What is too much is emptied by and by
+        and then `withdrawn`; what is missing is in use again when it is restored."""
         lender = self.lenders[name]
-        busy = {lease.segment for lease in self.book.leases_from(name)}
-        if lender.owner is not None:
-            busy |= lender.owner.pool.segments.keys()
-        self.book.offer(name, set(range(lender.num_segments)) - busy)
+        lender.wanted_segments = max(1, min(num_segments, lender.num_segments))
+
+    def restore(self, name: str, segments: set[int]) -> None:
+        """There is memory behind these withdrawn segments again."""
+        self._withdrawals.restore(self.lenders[name], segments)
+        self.num_changes += 1
 
     # ------------------------------------------------------------------ the market, for borrowers' stores
 
     def num_on_offer(self, pool_id: int) -> int:
         """Pages that this tier's borrower could lease now, at least."""
         lender, borrower = self._by_pool[pool_id]
-        num_pages = _pages_per_segment(lender.pools[borrower])
+        num_pages = lender.pages_per_segment(borrower)
         return self.book.num_available(lender.name, borrower) * num_pages if num_pages else 0
 
     def lease(self, pool_id: int, num_pages: int) -> None:
         """Lease segments for `num_pages` in this tier, as far as they are on offer."""
         lender, borrower = self._by_pool[pool_id]
-        pool = lender.pools[borrower]
-        if not _pages_per_segment(pool):
+        pool, per_segment = lender.pools[borrower], lender.pages_per_segment(borrower)
+        if not per_segment:
             return
-        count = -(-num_pages // _pages_per_segment(pool))
+        count = -(-num_pages // per_segment)
         for segment in self.book.borrow(lender.name, borrower, count, self._now_ns):
             pool.add(segment, pool.whole_pages(segment))
             self.counters.granted += 1
@@ -173,7 +140,7 @@ class Lending:
             owner.pool.add(segment, owner.pool.whole_pages(segment))
             count -= 1
             self.num_changes += 1
-        count -= sum(recall.lease.recall is Recall.OWNER for recall in lender.recalls.values())
+        count -= sum(recall.returned is not None for recall in lender.recalls.values())
         for lease in self.book.recall(lender.name, max(0, count)):
             self._open_recall(lender, lease)
         self._take_returns(lender)
@@ -193,6 +160,7 @@ class Lending:
             self._open_recall(self.lenders[lease.lender], lease)
         for lender in self.lenders.values():
             self._take_returns(lender)
+            self.num_changes += self._withdrawals.advance(lender)
             if lender.owner is not None:
                 self._offer_surplus(lender, lender.owner)
 
@@ -211,7 +179,7 @@ class Lending:
             return
         pool, owner = lender.pools[lease.borrower], lender.owner
         self.borrowers[lease.borrower].recall(pool.pool_id, [lease.segment])
-        is_owners = owner is not None and lease.recall is Recall.OWNER
+        is_owners = lease.recall is Recall.OWNER and lease.segment not in lender.leaving
         returned = PagesReturned(pool, owner.pool, lease.segment) if owner is not None and is_owners else None
         lender.recalls[lease.segment] = OpenRecall(lease, pool, self._now_ns, returned)
         self.counters.recalled += 1
@@ -229,6 +197,9 @@ class Lending:
                 recall.pool.remove(segment)
                 del lender.recalls[segment]
                 self.book.end(lender.name, segment)
+                if segment in lender.leaving:
+                    lender.leaving.remove(segment)
+                    lender.withdrawn.add(segment)
                 self.num_changes += 1
                 waited_ns = self._now_ns - recall.since_ns
                 self.counters.returned += 1
@@ -241,25 +212,12 @@ class Lending:
         if self._now_ns - owner.since_ns < CALM_NS:
             return
         spare = (owner.low_water - owner.keep_pages) // owner.pages_per_segment
-        room = owner.max_segments - (lender.num_segments - self._num_own(owner))
-        offered = list(self._empty_segments(owner, min(spare, room)))
+        room = owner.max_segments - (lender.num_present - len(owner.pool.segments))
+        offered = list(owner.empty_segments(min(spare, room)))
         for segment in offered:
             owner.pool.remove(segment)
         self.book.offer(lender.name, offered)
         owner.since_ns, owner.low_water = self._now_ns, owner.pool.num_free
-
-    def _num_own(self, owner: Owner) -> int:
-        return len(owner.pool.segments)
-
-    def _empty_segments(self, owner: Owner, count: int) -> Iterator[int]:
-        """Segments that are whole, empty and hold no page 0, from the highest."""
-        for number in sorted(owner.pool.segments, reverse=True):
-            if count <= 0:
-                return
-            segment = owner.pool.segments[number]
-            if not segment.num_used and segment.num_pages == owner.pages_per_segment:
-                count -= 1
-                yield number
 
     def check_integrity(self) -> None:
         """Leases and pools agree. Raises AssertionError."""
@@ -271,13 +229,10 @@ class Lending:
                 assert own == set(pool.segments), (
                     f"{lender.name}: {borrower} has segments that it did not lease"
                 )
+            in_use = lender.leaving | leased.keys()
+            assert not lender.withdrawn & in_use, f"{lender.name}: in use and withdrawn"
             if lender.owner is not None:
                 pool = lender.owner.pool
+                assert not lender.withdrawn & pool.segments.keys(), f"{lender.name}: in use and withdrawn"
                 for segment in leased.keys() & pool.segments.keys():
                     assert lender.recalls[segment].returned is not None, "a segment is lent and in use"
-
-
-def _pages_per_segment(pool: PagePool) -> int:
-    """Pages that every whole segment of a leased pool has, at least: some may straddle its borders."""
-    whole, rest = divmod(pool.segment_bytes, pool.page_bytes)
-    return whole if not rest else max(0, whole - 1)

@@ -30,6 +30,7 @@ class LocalCopies:
         self._counters = counters
         self._idle: dict[int, OrderedDict[Context, None]] = {}  # by pool: local but not running, oldest first
         self._evictable: dict[int, int] = {}  # by pool: sum over its idle contexts
+        self._leaving: dict[int, set[int]] = {}  # by pool: segments that are to be empty
 
     def add_pool(self, pool: PagePool) -> None:
         """A device's pool; page 0 of it is not a context's (ABSENT)."""
@@ -85,6 +86,36 @@ class LocalCopies:
             table.extend(more)
             context.num_local += len(more)
 
+    # ------------------------------------------------------------------ segments that are to be empty
+
+    def vacate(self, pool_id: int, number: int) -> None:
+        """Give out no page of this segment any more. What is there does not count as evictable: the room
+        would not be free."""
+        pool = self.pools[pool_id]
+        pool.recall(number)
+        self._leaving.setdefault(pool_id, set()).add(number)
+        for context in self._idle[pool_id]:
+            self.recount(context)
+
+    def leaving(self, pool_id: int) -> set[int]:
+        """Segments that are to be empty and are not yet."""
+        leaving = self._leaving.get(pool_id)
+        if not leaving:
+            return set()
+        pool = self.pools[pool_id]
+        leaving &= {number for number, segment in pool.segments.items() if segment.is_recalled}
+        return {number for number in leaving if not pool.is_empty(number)}
+
+    def pages_in_the_way(self, context: Context) -> list[int]:
+        """Pages of the context in such segments."""
+        if context.home is None or not (leaving := self.leaving(context.home)):
+            return []
+        segment_of = self.pools[context.home].segment_of
+        return [page for page in context.local_pages() if segment_of(page) in leaving]
+
+    def is_in_the_way(self, context: Context) -> bool:
+        return bool(self.pages_in_the_way(context))
+
     # ------------------------------------------------------------------ idle contexts
 
     def idle(self, pool_id: int) -> Iterable[Context]:
@@ -113,6 +144,8 @@ class LocalCopies:
     def _num_evictable(self, context: Context, pool_id: int) -> int:
         if context not in self._idle[pool_id]:
             return 0
+        if self.is_in_the_way(context):
+            return 0  # what is dropped there is not free
         clean = context.num_clean_pages
         tables = (table[:clean] for table in context.local)
         return sum(len(table) - table.count(ABSENT) for table in tables)

@@ -14,6 +14,7 @@ class Purpose(Enum):
     FETCH = "fetch"  # to the local pool of the device where the context will run
     MIRROR = "mirror"  # out of it
     RELOCATE = "relocate"  # from one tier to another, because the first wants its memory back
+    SHIFT = "shift"  # within the local pool, out of a segment that is to be empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +79,9 @@ class OpenMoves:
         return [open_move for open_move in self._open.values() if open_move.context is context]
 
     def being_written(self) -> list[tuple[int, list[int]]]:
-        """(pool, pages) that no table names yet: destinations of relocations."""
-        relocations = (o.move for o in self._open.values() if o.purpose is Purpose.RELOCATE)
-        return [(move.dst_pool, move.dst_pages) for move in relocations]
+        """(pool, pages) that no table names yet: destinations of relocations and shifts."""
+        unnamed = (Purpose.RELOCATE, Purpose.SHIFT)
+        return [(o.move.dst_pool, o.move.dst_pages) for o in self._open.values() if o.purpose in unnamed]
 
     def touching(self, pool_id: int) -> set[Context]:
         """Contexts that are being moved from or to this pool."""

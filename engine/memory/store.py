@@ -13,7 +13,7 @@ it:
 
 The parts: local copies (`local_copies`), mirrors in the tiers (`mirrors`), moves in flight (`open_moves`),
 contexts on their way to another device (`departures`), segments of tiers that are wanted back (`reclaim`),
-and what is given up for good (`losses`).
+segments of local pools that are to be empty (`vacating`), and what is given up for good (`losses`).
 """
 
 from engine.memory.context import ABSENT, Context, by_pool, page_of, pool_of
@@ -27,6 +27,7 @@ from engine.memory.page import PageLayout
 from engine.memory.placement import Placement
 from engine.memory.pool import PagePool
 from engine.memory.reclaim import Reclaim
+from engine.memory.vacating import Vacating
 from engine.messages import Move
 
 
@@ -43,6 +44,7 @@ class ContextStore:
         self._moves = OpenMoves(self.counters)
         self._losses = Losses(layout, self._local, self._mirrors, self.counters)
         self._reclaim = Reclaim(self._mirrors, self._moves, self._losses, self.counters)
+        self._vacating = Vacating(self._local, self._mirrors, self._moves, self._losses)
         self._departures = Departures(self._local)
         self._last_serial = 0
 
@@ -111,10 +113,12 @@ class ContextStore:
         """Make `context` ready to run in `pool_id` up to position `end`: evict idle contexts if need be,
         allocate pages, and return the moves that its slice has to wait for.
 
-        None, with nothing changed, if there is no room, a move is bringing it somewhere else, or it has pages
-        that the device cannot reach.
+        None, with nothing changed, if there is no room, a move is bringing it somewhere else, it has pages
+        that the device cannot reach, or some in a segment that is to be empty.
         """
         assert not context.is_running
+        if context.home == pool_id and self._vacating.is_in_the_way(context):
+            return None
         if context.home != pool_id and (context.moves_in_flight or not self._can_come(context, pool_id)):
             return None
         if not self._local.make_room(pool_id, self.pages_needed(context, pool_id, end), besides=context):
@@ -221,6 +225,8 @@ class ContextStore:
         context = done.context
         if done.purpose is Purpose.RELOCATE:
             self._reclaim.finish(done)
+        elif done.purpose is Purpose.SHIFT:
+            self._vacating.finish(done)
         if not context.moves_in_flight:
             context.mirrored = context.mirror_target
             self._settle(context)
@@ -286,6 +292,24 @@ class ContextStore:
         holding = {c for c in moving if any(pool_of(ref) == pool_id for ref in self._mirrors.held(c))}
         return holding | self._moves.touching(pool_id)
 
+    # ------------------------------------------------------------------ local pools that shrink
+
+    def vacate(self, pool_id: int, number: int) -> None:
+        """This segment of a local pool is to be empty: nothing new goes there, and `empty_segments` gets out
+        what is there."""
+        self._local.vacate(pool_id, number)
+
+    def is_in_the_way(self, context: Context) -> bool:
+        """Whether a segment of its local pool cannot be emptied while the context runs."""
+        return self._vacating.is_in_the_way(context)
+
+    def empty_segments(self, pool_id: int) -> list[Move]:
+        """Go on emptying segments of this local pool; the moves that its runner has to make."""
+        if not self._local.leaving(pool_id):
+            return []
+        idle = list(self._local.idle(pool_id))
+        return [move for context in idle for move in self._vacating.empty(context)]
+
     # ------------------------------------------------------------------ inner workings
 
     def _can_come(self, context: Context, pool_id: int) -> bool:
@@ -302,6 +326,8 @@ class ContextStore:
         """What the move should have written is nobody's again."""
         if lost.purpose is Purpose.RELOCATE:
             self._reclaim.undo(lost)
+        elif lost.purpose is Purpose.SHIFT:
+            self._vacating.undo(lost)
         elif lost.purpose is Purpose.FETCH and lost.context not in self._departures:
             self._local.drop_pages(lost.context, set(lost.move.dst_pages))
 

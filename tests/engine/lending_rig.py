@@ -3,7 +3,8 @@
 import itertools
 from collections.abc import Sequence
 
-from engine.memory.lending import Lending, Owner
+from engine.memory.lender import Owner
+from engine.memory.lending import Lending
 from engine.memory.placement import Links, Placement
 from engine.memory.pool import PagePool
 from tests.engine.fake_runner import FULL

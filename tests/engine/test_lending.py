@@ -153,7 +153,7 @@ def test_a_lender_that_is_gone_costs_recomputation_only():
     check_outputs(lending, "m1", wanted)
     assert rig.store.counters.dropped_tokens > 0
     assert ("host", "d1") in lending.paths("m1")
-    lending.lending.restore_lender("l1")
+    lending.lending.restore("l1", set(lending.lending.lenders["l1"].withdrawn))
     submit(lending, "m1", {f"again {name}": prompt for name, prompt in wanted.items()})
     lending.run()
     assert rig.store.counters.moved_pages[1, 200] > moved_before

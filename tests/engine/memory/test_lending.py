@@ -5,7 +5,8 @@ import random
 import pytest
 
 from engine.memory.context import Context
-from engine.memory.lending import CALM_NS, Lending, Owner
+from engine.memory.lender import Lender, Owner
+from engine.memory.lending import CALM_NS, Lending
 from engine.memory.page import LayerGroup, PageLayout
 from engine.memory.placement import Placement
 from engine.memory.pool import PagePool
@@ -51,6 +52,7 @@ class Borrower:
             self.moves += store.mirror(context, whole=not context.is_running)
         elif choice < 0.65:
             self.moves += [move for _, move in store.reclaim([self.pool.pool_id])]
+            self.moves += store.empty_segments(self.pool.pool_id)
         elif choice < 0.95:
             if self.moves:
                 move = self.moves.pop(source.randrange(len(self.moves)))
@@ -101,6 +103,7 @@ class Operations:
     def __init__(self, seed: int, layouts: tuple[PageLayout, PageLayout]) -> None:
         self.random = random.Random(seed)
         self.now_ns = 0
+        self.num_restored = 0
         self.lending = Lending(term_ns=10**11)
         host = self.random.choice([4, 60])
         self.borrowers = [
@@ -139,6 +142,8 @@ class Operations:
             self.lending.tick(self.now_ns)
         elif choice < 0.997:
             self.random.choice(self.borrowers).appetite = self.random.choice([0, 3, 30])
+        elif choice < 0.998:
+            self.resize(self.random.choice(list(self.lending.lenders.values())))
         elif choice < 0.999:
             self.lose(self.random.choice(list(self.lending.lenders)))
 
@@ -149,16 +154,22 @@ class Operations:
             for context in borrower.store.entangled(tier.pool_id):
                 if context in borrower.contexts:
                     borrower.close(context)
-        is_gone = self.random.random() < 0.3
-        self.lending.lose_lender(lender, is_gone=is_gone)
-        if is_gone:
-            self.lending.restore_lender(lender)
+        self.lending.lose_lender(lender, is_gone=self.random.random() < 0.3)
+
+    def resize(self, lender: Lender) -> None:
+        """Have it shrink or grow; what was withdrawn may come back at once."""
+        self.lending.resize(lender.name, self.random.randint(1, lender.num_segments))
+        missing = lender.wanted_segments - lender.num_present
+        if missing > 0:
+            self.lending.restore(lender.name, set(sorted(lender.withdrawn)[:missing]))
+            self.num_restored += missing
 
     def check_integrity(self) -> None:
         self.lending.check_integrity()
         for borrower in self.borrowers:
             borrower.store.check_integrity()
         self.check_bytes()
+        self.check_withdrawn()
 
     def check_bytes(self) -> None:
         """No byte is in two usable pages, whoever's they are."""
@@ -175,19 +186,32 @@ class Operations:
                 for page in (page for table in context.local for page in table if page):
                     assert not lent & set(range(page * owner.page_bytes, (page + 1) * owner.page_bytes, 32))
 
+    def check_withdrawn(self) -> None:
+        """Nothing lies in memory that may be given back."""
+        for lender in self.lending.lenders.values():
+            for borrower in self.borrowers:
+                tier = lender.pools.get(borrower.name)
+                assert tier is None or not lender.withdrawn & tier.segments.keys()
+            if lender.owner is not None:
+                assert not lender.withdrawn & lender.owner.pool.segments.keys()
+
     def end(self) -> None:
         for borrower in self.borrowers:
             for context in list(borrower.contexts):
                 borrower.close(context)
             borrower.finish_moves()
             assert not borrower.store.contexts
-        self.lending.tick(self.now_ns)
+        for _ in range(3):
+            self.lending.tick(self.now_ns)
         self.check_integrity()
+        for lender in self.lending.lenders.values():
+            assert lender.num_present <= lender.wanted_segments
+            assert not lender.leaving
 
 
 @pytest.mark.parametrize("layouts", [(SMALL, SMALL), (SMALL, LARGE), (WINDOWED, LARGE)])
 def test_random_operations(layouts):
-    granted = returned = 0
+    granted = returned = restored = shifted = 0
     for seed in range(10):
         operations = Operations(seed, layouts)
         for number in range(5000):
@@ -197,7 +221,13 @@ def test_random_operations(layouts):
         operations.end()
         granted += operations.lending.counters.granted
         returned += operations.lending.counters.returned
-    assert granted > 300
+        restored += operations.num_restored
+        for borrower in operations.borrowers:
+            own = borrower.pool.pool_id
+            shifted += borrower.store.counters.moved_pages.get((own, own), 0)
+    assert shifted > 30
+    assert restored > 30
+    assert granted > 200
     assert returned > 100
 
 

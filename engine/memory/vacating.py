@@ -1,0 +1,70 @@
+"""Emptying segments of a local pool that is to shrink, though contexts live there.
+
+A context that does not run is moved aside within the pool if there is room, else its mirrored pages are
+dropped, else it is mirrored like any other that is idle; only if no tier has room either it is dropped, and
+recomputed at its turn. One that runs is in the way until its turn has ended. Until its pages are out, none of
+them gets a turn on this device.
+"""
+
+from engine.memory.context import Context
+from engine.memory.local_copies import LocalCopies
+from engine.memory.losses import Losses
+from engine.memory.mirrors import Mirrors
+from engine.memory.open_moves import OpenMove, OpenMoves, Purpose
+from engine.messages import Move
+
+
+class Vacating:
+    """Gets contexts out of the segments that `LocalCopies` is to have empty."""
+
+    def __init__(self, local: LocalCopies, mirrors: Mirrors, moves: OpenMoves, losses: Losses) -> None:
+        self._local = local
+        self._mirrors = mirrors
+        self._moves = moves
+        self._losses = losses
+        self._shifting: set[Context] = set()
+
+    def is_in_the_way(self, context: Context) -> bool:
+        """Whether the context has pages in a segment that is being emptied, or is on its way out of there."""
+        return context in self._shifting or self._local.is_in_the_way(context)
+
+    def empty(self, context: Context) -> list[Move]:
+        """Get a context that does not run out of the segments, now or with the moves returned, or later: one
+        with a move in flight stays as it is."""
+        pages = self._local.pages_in_the_way(context)
+        if not pages or context.is_running or context.moves_in_flight:
+            return []
+        assert context.home is not None
+        pool = self._local.pools[context.home]
+        if len(pages) <= pool.num_free:
+            self._shifting.add(context)
+            path, targets = (pool.pool_id, pool.pool_id), pool.allocate(len(pages))
+            return [self._moves.start(context, Purpose.SHIFT, pool.pool_id, path, (pages, targets))]
+        self._local.drop_pages(context, self._clean(context, set(pages)))
+        self._local.recount(context)
+        if not context.num_local:
+            self._local.release(context)
+        elif context.is_dirty and not self._mirrors.has_room(pool.pool_id, context.num_local):
+            self._local.release(context)
+            self._losses.forget_from(context, context.mirrored)
+        return []
+
+    def finish(self, done: OpenMove) -> None:
+        """The copies are good: they are the context's now."""
+        context, move = done.context, done.move
+        self._shifting.discard(context)
+        moved = dict(zip(move.src_pages, move.dst_pages, strict=True))
+        for table in context.local:
+            table[:] = [moved.get(page, page) for page in table]
+        self._local.pools[move.src_pool].release(move.src_pages)
+
+    def undo(self, lost: OpenMove) -> None:
+        """The runner is gone before the copies were complete."""
+        self._shifting.discard(lost.context)
+        self._local.pools[lost.move.dst_pool].release(lost.move.dst_pages)
+
+    @staticmethod
+    def _clean(context: Context, pages: set[int]) -> set[int]:
+        """Those of its pages that the mirror has as well."""
+        clean = {page for table in context.local for page in table[: context.num_clean_pages]}
+        return pages & clean
