@@ -45,7 +45,7 @@ def serving(config: str, port: int) -> Iterator[Server]:
             subprocess.Popen(
                 [sys.executable, "-m", name, "--config", str(file)],
                 stdout=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": os.getcwd()},
+                env=os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path[1:]])},
             )
             for name in ("engine", "api")
         ]

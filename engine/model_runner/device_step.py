@@ -20,6 +20,7 @@ from engine.model_runner.kernels.chain import can_chain
 from engine.model_runner.kernels.linear import LinearProduct
 from engine.model_runner.kernels.prefill import tile_tokens, tiles_of
 from engine.model_runner.likeliest import likeliest
+from engine.model_runner.rotary import rotate_once
 from engine.model_runner.sampler import sample
 from engine.model_runner.shared_linear import MergeProducts, share_linears
 from engine.model_runner.slot_state import SlotState, upload
@@ -154,6 +155,7 @@ def _make_forward(model: PreTrainedModel, paged: PagedKernels, *, compiled: bool
     if not compiled:
         return forward
     share_linears(model, LinearProduct(paged.pool.device))
+    rotate_once(model)
     run: Forward = torch.compile(forward, options=_compile_options(paged.pool.device))
 
     def with_marks(ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
@@ -165,7 +167,11 @@ def _make_forward(model: PreTrainedModel, paged: PagedKernels, *, compiled: bool
 
 
 def _compile_options(device: torch.device) -> dict[str, Any]:
-    options: dict[str, Any] = {"post_grad_custom_pre_pass": MergeProducts()}
+    options: dict[str, Any] = {
+        "post_grad_custom_pre_pass": MergeProducts(),
+        # The residual stream is written by every second norm, rather than added up again in each of four.
+        "realize_reads_threshold": 2,
+    }
     if can_chain(device) and hasattr(torch._inductor.config.triton, "enable_pdl"):
         options["triton.enable_pdl"] = True  # as our own kernels do, see `kernels.chain`
     return options

@@ -125,18 +125,6 @@ def _prefill_kernel(
     fresh_k = k_ptr + first * k_row + kv_head * k_head
     fresh_v = v_ptr + first * v_row + kv_head * v_head
 
-    # This tile's K and V, to their pages.
-    own = offset + tl.arange(0, TOKENS)
-    own_ok = own < count
-    position = start + own
-    own_page = tl.load(table + position // PAGE_TOKENS, mask=own_ok, other=0).to(tl.int64)
-    place = pages + (own_page * pool_page + (position % PAGE_TOKENS) * token_elements)[:, None] + d[None, :]
-    store_ok = own_ok[:, None] & dim_ok[None, :]
-    tl.store(place, tl.load(fresh_k + own[:, None] * k_row + d[None, :], mask=store_ok), mask=store_ok)
-    tl.store(
-        place + v_offset, tl.load(fresh_v + own[:, None] * v_row + d[None, :], mask=store_ok), mask=store_ok
-    )
-
     m = tl.arange(0, TOKENS * GROUP_TILE)
     query = offset + m // GROUP_TILE  # index in the chunk
     head = kv_head * GROUP + m % GROUP_TILE
@@ -205,6 +193,18 @@ def _prefill_kernel(
         acc, total, top = _softmax_step(
             q, k, v, acc, total, top, seen, scale, softcap, True, SOFTCAP, PRECISION
         )
+
+    # This tile's K and V, to their pages: last, because every key above waits for nothing of it.
+    own = offset + tl.arange(0, TOKENS)
+    own_ok = own < count
+    position = start + own
+    own_page = tl.load(table + position // PAGE_TOKENS, mask=own_ok, other=0).to(tl.int64)
+    place = pages + (own_page * pool_page + (position % PAGE_TOKENS) * token_elements)[:, None] + d[None, :]
+    store_ok = own_ok[:, None] & dim_ok[None, :]
+    own_k = tl.load(fresh_k + own[:, None] * k_row + d[None, :], mask=store_ok)
+    own_v = tl.load(fresh_v + own[:, None] * v_row + d[None, :], mask=store_ok)
+    tl.store(place, own_k, mask=store_ok)
+    tl.store(place + v_offset, own_v, mask=store_ok)
 
     if SINKS:
         sink = tl.load(sinks_ptr + head, mask=m % GROUP_TILE < GROUP, other=0.0).to(tl.float32)
