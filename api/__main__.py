@@ -13,21 +13,42 @@ from api.server import PortError, listen
 from api.workers import Workers
 from engine.config import ConfigError, load_config
 
+EPILOG = """examples:
+  python -m api --config /etc/fairslice/fairslice.toml
 
-def main() -> int:
+signals: SIGTERM or SIGINT stops: no new work, and running requests may finish for server.drain_s.
+
+exit status: 0 after an orderly end, 2 when there is something to correct before a start, such as a port that
+is taken (one line on standard error says what)."""
+
+
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="The HTTP side, for the engine of the same configuration. Each may be started first.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EPILOG,
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="configuration (default: what FAIRSLICE_CONFIG names, else fairslice.toml, if there)",
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None, prog: str = "python -m api") -> int:
     """Exit code: 0 after an orderly end, 2 when there is something to correct before a start."""
-    parser = argparse.ArgumentParser(prog="python -m api", description="The HTTP side of Fairslice.")
-    parser.add_argument("--config", metavar="FILE", help="configuration (default: fairslice.toml, if there)")
-    arguments = parser.parse_args()
+    options = make_parser(prog).parse_args(arguments)
     try:
-        config = load_config(arguments.config)
+        config = load_config(options.config)
         make_auth(config.server)  # only to see that the workers will be able to
         sockets = listen(config.server.host, config.server.port, config.server.workers)
     except (ConfigError, PortError) as error:
         print(f"fairslice api: {error}", file=sys.stderr)
         return 2
     set_up_logging(config.server.log_format)
-    return asyncio.run(Workers(config, arguments.config, sockets).run())
+    return asyncio.run(Workers(config, options.config, sockets).run())
 
 
 if __name__ == "__main__":

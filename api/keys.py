@@ -26,19 +26,27 @@ from api.key_file import (
 )
 from engine.config import ConfigError, load_config
 
+EPILOG = """examples:
+  python -m api.keys --file keys.json add alice --weight 2 --tokens-per-minute 100000
+  python -m api.keys --file keys.json add grafana --operator
+  python -m api.keys --config fairslice.toml list
+  python -m api.keys --config fairslice.toml remove alice
+
+exit status: 0, or 2 with one line on standard error"""
+
 OPTIONS: dict[str, tuple[type, str]] = {
-    "weight": (float, "share of GPU time relative to other tenants' (default 1)"),
-    "nice": (int, "-20 to 19: each step down is a quarter more weight"),
-    "max-prompts": (int, "prompts that may be open at once"),
-    "max-tokens": (int, "context lengths of open prompts, summed, at their longest"),
-    "requests-per-minute": (int, "requests accepted in a minute"),
-    "tokens-per-minute": (int, "tokens of prompts and answers in a minute"),
+    "weight": (float, "share of GPU time relative to other tenants' (default: 1)"),
+    "nice": (int, "-20 to 19, each step down a quarter more weight (default: 0)"),
+    "max-prompts": (int, "prompts that may be open at once (default: no limit)"),
+    "max-tokens": (int, "context lengths of open prompts, summed, at their longest (default: no limit)"),
+    "requests-per-minute": (int, "requests accepted in a minute (default: no limit)"),
+    "tokens-per-minute": (int, "tokens of prompts and answers in a minute (default: no limit)"),
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m api.keys") -> int:
     """Exit code: 0, or 2 with one line on standard error."""
-    options = _parser().parse_args(arguments)
+    options = make_parser(prog).parse_args(arguments)
     try:
         path = _path(options)
         with locked(path):
@@ -56,16 +64,31 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m api.keys", description="API keys of tenants.")
-    parser.add_argument("--config", metavar="FILE", help="configuration whose server.keys names the key file")
-    parser.add_argument("--file", metavar="FILE", help="the key file itself")
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="API keys of tenants. A new key is printed once; running servers notice within a second.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EPILOG,
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="configuration whose server.keys names the key file (default: as for serving)",
+    )
+    parser.add_argument("--file", metavar="FILE", help="the key file itself (default: the configuration's)")
     commands = parser.add_subparsers(dest="command", required=True)
-    add = commands.add_parser("add", help="a new key, for a new tenant or one that is there")
+    add = commands.add_parser(
+        "add",
+        help="a new key, for a new tenant or one that is there",
+        description="Print a new key. Of a tenant that is there, what is not named stays as it is.",
+    )
     add.add_argument("name", help="the tenant")
     for name, (kind, text) in OPTIONS.items():
-        add.add_argument(f"--{name}", type=kind, help=text)
-    add.add_argument("--operator", action="store_true", default=None, help="may read /metrics")
+        add.add_argument(f"--{name}", type=kind, metavar="N", help=text)
+    add.add_argument(
+        "--operator", action="store_true", default=None, help="may read /metrics (default: may not)"
+    )
     commands.add_parser("list", help="tenants, their limits and the ids of their keys")
     remove = commands.add_parser("remove", help="a tenant with all its keys, or one key")
     remove.add_argument("name", help="the tenant, or the id of a key")

@@ -6,18 +6,39 @@ import sys
 from engine.config import ConfigError, load_config
 from engine.supervisor import supervise
 
+EPILOG = """examples:
+  python -m engine --config /etc/fairslice/fairslice.toml
 
-def main() -> int:
+signals: SIGTERM or SIGINT stops: open prompts may finish for server.drain_s.
+
+exit status: 0 after a stop that was asked for, 2 if the configuration cannot be served (one line on standard
+error says why)."""
+
+
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="The engine and its runners, started again when they die. The api is needed beside it.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EPILOG,
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="configuration (default: what FAIRSLICE_CONFIG names, else fairslice.toml, if there)",
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None, prog: str = "python -m engine") -> int:
     """Returns the exit status: 0 after a stop that was asked for, 2 if the configuration cannot be served."""
-    parser = argparse.ArgumentParser(prog="python -m engine", description="The Fairslice engine.")
-    parser.add_argument("--config", metavar="FILE", help="configuration (default: fairslice.toml, if there)")
-    arguments = parser.parse_args()
+    options = make_parser(prog).parse_args(arguments)
     try:
-        config = load_config(arguments.config)
+        config = load_config(options.config)
     except ConfigError as error:
         print(f"fairslice: {error}", file=sys.stderr)
         return 2
-    return supervise(arguments.config, config.engine.restart_s)
+    return supervise(options.config, config.engine.restart_s)
 
 
 if __name__ == "__main__":

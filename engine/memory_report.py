@@ -1,7 +1,4 @@
-"""Prints pools, leases and links as measured: of the running engine, and of the machine.
-
-python -m engine.memory_report [--config FILE]
-"""
+"""`python -m engine.memory_report`: pools, leases and links as measured."""
 
 import argparse
 import socket
@@ -16,13 +13,30 @@ from engine.messages import GetStats, Hello, Stats, ToApi
 from engine.wire import MessagePipe
 
 TIMEOUT_S = 10.0
+EPILOG = """examples:
+  python -m engine.memory_report --config /etc/fairslice/fairslice.toml
+
+exit status: 0, also where no engine runs; 2 with one line for a configuration that cannot be used"""
 
 
-def main() -> int:
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Print pools, leases and links as measured: of the running engine, and of the machine.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EPILOG,
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="configuration of the engine to ask (default: as for serving)",
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None, prog: str = "python -m engine.memory_report") -> int:
     """Returns the exit status: 0, or 2 with one line for a configuration that cannot be used."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--config")
-    options = parser.parse_args()
+    options = make_parser(prog).parse_args(arguments)
     try:
         config = load_config(options.config)
     except ConfigError as error:

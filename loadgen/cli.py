@@ -27,9 +27,9 @@ from loadgen.traces import TraceError
 _OK, _FAILED, _UNUSABLE, _INTERRUPTED = 0, 1, 2, 130
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "loadgen") -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = command_line.parse(arguments)
+    options = command_line.parse(arguments, prog)
     try:
         return _compare(options) if options.command == "compare" else _run(options, arguments)
     except (TraceError, SpecError, LoadError) as error:

@@ -15,14 +15,26 @@ from loadgen.traces import TraceSpec
 
 Value = TypeVar("Value")
 
+_EPILOG = """examples:
+  loadgen run --trace synthetic:rows=50,input=10-60,output=8-24 --arrivals poisson:2 --out results/first
+  loadgen run --trace azure:FILE --rows 0:300 --arrivals poisson:8 --ignore-eos --out results/azure
+  loadgen compare results/first results/azure
+
+`loadgen run --help` and `loadgen compare --help` list the options. Outside of an installation, loadgen is
+`python -m loadgen`.
+
+exit status: 0 when every request that was sent finished, 1 when some failed, 2 when nothing was sent (bad
+arguments, a bad trace, a folder that cannot be written), 130 when the run was interrupted"""
+
 _ENDPOINTS = {"completions": Endpoint.COMPLETIONS, "chat": Endpoint.CHAT}
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Exits with status 2 and a line on stderr if the arguments are not usable."""
+def make_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="loadgen",
+        prog=prog,
         description="Replay a trace against an OpenAI-compatible server and report how it fared.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EPILOG,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="send requests, write a report")
@@ -33,7 +45,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     _result_options(run.add_argument_group("results"))
     compare = commands.add_parser("compare", help="lay the reports of several runs over each other")
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders that `run` wrote")
-    compare.add_argument("--out", type=Path, default=Path("results/compare"), help="default: %(default)s")
+    compare.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/compare"),
+        help="folder for the report (default: %(default)s)",
+    )
+    return parser
+
+
+def parse(arguments: list[str] | None = None, prog: str = "loadgen") -> argparse.Namespace:
+    """Exits with status 2 and a line on stderr if the arguments are not usable."""
+    parser = make_parser(prog)
     options = parser.parse_args(arguments)
     if options.command == "run":
         _check_together(parser, options)
@@ -111,23 +134,34 @@ def _json_object(text: str) -> dict[str, Any]:
 
 def _server_options(group: "argparse._ArgumentGroup") -> None:
     add = group.add_argument
-    add("--url", type=_form(_base_url), default="http://127.0.0.1:8000/v1", help="default: %(default)s")
-    add("--model", help="default: the first that the server lists")
+    add(
+        "--url",
+        type=_form(_base_url),
+        default="http://127.0.0.1:8000/v1",
+        metavar="URL",
+        help="address of the API (default: %(default)s)",
+    )
+    add("--model", metavar="NAME", help="default: the first that the server lists")
     add(
         "--endpoint",
         type=_form(_endpoint),
         default=Endpoint.COMPLETIONS,
         help="completions (default) or chat",
     )
-    add("--max-connections", type=_form(_least_one), help="default: no limit")
+    add("--max-connections", type=_form(_least_one), metavar="N", help="open at once (default: no limit)")
     add(
         "--stall-timeout",
         type=_form(positive),
         default=60.0,
         metavar="S",
-        help="a request fails when nothing comes for so long (default: %(default)g)",
+        help="a request fails when nothing comes for so many seconds (default: %(default)g)",
     )
-    add("--timeout", type=_form(positive), metavar="S", help="a request fails after so long (default: never)")
+    add(
+        "--timeout",
+        type=_form(positive),
+        metavar="S",
+        help="a request fails after so many seconds (default: never)",
+    )
 
 
 def _load_options(group: "argparse._ArgumentGroup") -> None:
@@ -144,7 +178,7 @@ def _load_options(group: "argparse._ArgumentGroup") -> None:
         type=_form(row_slice),
         default=(0, None),
         metavar="FROM:TO",
-        help="rows of the trace to send",
+        help="rows of the trace to send (default: all)",
     )
     add(
         "--arrivals",
@@ -155,16 +189,29 @@ def _load_options(group: "argparse._ArgumentGroup") -> None:
     add(
         "--seed", type=_form(whole), default=0, help="of arrivals, tenants and prompts (default: %(default)s)"
     )
-    add("--speedup", type=_form(positive), help="divides the trace's own times")
-    add("--duration", type=_form(positive), metavar="S", help="send nothing after so long")
+    add("--speedup", type=_form(positive), metavar="X", help="divides the trace's own times (default: 1)")
+    add(
+        "--duration",
+        type=_form(positive),
+        metavar="S",
+        help="send nothing after so many seconds (default: to the end of the trace)",
+    )
     add("--warmup", type=_form(whole), default=1, metavar="N", help="short requests sent before (default: 1)")
 
 
 def _request_options(group: "argparse._ArgumentGroup") -> None:
     add = group.add_argument
-    add("--max-input", type=_form(_least_one), metavar="N", help="cut prompts to so many tokens")
     add(
-        "--output-range", type=_form(_output_range), metavar="A:B", help="raise or cut outputs to A..B tokens"
+        "--max-input",
+        type=_form(_least_one),
+        metavar="N",
+        help="cut prompts to so many tokens (default: not cut)",
+    )
+    add(
+        "--output-range",
+        type=_form(_output_range),
+        metavar="A:B",
+        help="raise or cut outputs to A..B tokens (default: neither)",
     )
     add("--prompts", choices=("ids", "text"), help="default: ids for completions, text for chat")
     add(
@@ -174,14 +221,24 @@ def _request_options(group: "argparse._ArgumentGroup") -> None:
         metavar="FROM:TO",
         help="token ids that prompts are drawn from (default: 32:256)",
     )
-    add("--ignore-eos", action="store_true", help="ask for outputs of the full length")
-    add("--temperature", type=_form(_temperature), help="default: the server's")
-    add("--extra", type=_form(_json_object), default={}, metavar="JSON", help="merged into every request")
+    add(
+        "--ignore-eos",
+        action="store_true",
+        help="ask for outputs of the full length (default: an end token ends them)",
+    )
+    add("--temperature", type=_form(_temperature), metavar="T", help="0 to 2 (default: the server's)")
+    add(
+        "--extra",
+        type=_form(_json_object),
+        default={},
+        metavar="JSON",
+        help="an object merged into every request (default: nothing)",
+    )
     add(
         "--continuous-usage",
         choices=("auto", "on", "off"),
         default="auto",
-        help="ask for usage in every event; auto: if the warm-up shows that the server can",
+        help="ask for usage in every event; auto (default): if the warm-up shows that the server can",
     )
 
 
@@ -203,9 +260,17 @@ def _tenant_options(group: "argparse._ArgumentGroup") -> None:
         metavar="NAME=W,...",
         help="as the server has them, for the fairness figures (default: 1 each)",
     )
-    add("--api-key", action="append", default=[], metavar="[TENANT=]KEY", help="may be repeated")
+    add(
+        "--api-key",
+        action="append",
+        default=[],
+        metavar="[TENANT=]KEY",
+        help="what a tenant, or all, send; may be repeated (default: none)",
+    )
 
 
 def _result_options(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--out", type=Path, metavar="DIR", help="default: results/NAME")
+    group.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the report (default: results/NAME)"
+    )
     group.add_argument("--name", help="of the run in reports (default: the folder's, else date and time)")

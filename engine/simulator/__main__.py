@@ -21,8 +21,8 @@ from loadgen.tables import print_lines
 from loadgen.traces import TraceError
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
+def main(arguments: list[str] | None = None, prog: str = "python -m engine.simulator") -> int:
+    options = parse(arguments, prog)
     try:
         sendings = _read_schedule(options)
         cluster = make_cluster(options)

@@ -23,21 +23,36 @@ from loadgen.traces import TraceSpec
 
 Value = TypeVar("Value")
 
+EPILOG = """examples:
+  python -m engine.simulator --trace synthetic:rows=200,input=100-2000,output=10-300 --arrivals poisson:8
+  python -m engine.simulator --trace azure:FILE --rows 0:300 --arrivals poisson:16 --scheduler policy=fcfs
+
+exit status: 0, or 2 if the trace or an option cannot be used (one line on standard error says why)"""
+
 MAX_BATCH = 256  # prompts in a step, as on GPUs
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Exits with status 2 and a line on stderr if the arguments are not usable."""
+def make_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m engine.simulator",
+        prog=prog,
         description="Run a trace through the real scheduler on simulated GPUs, and report as loadgen does.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EPILOG,
     )
     _load_options(parser.add_argument_group("load"))
     _cluster_options(parser.add_argument_group("cluster"))
     _scheduler_options(parser.add_argument_group("scheduler"))
     results = parser.add_argument_group("results")
-    results.add_argument("--json", action="store_true", help="print the summary as JSON")
-    results.add_argument("--out", type=Path, metavar="DIR", help="write a report like loadgen's there")
+    results.add_argument("--json", action="store_true", help="print the summary as JSON (default: as text)")
+    results.add_argument(
+        "--out", type=Path, metavar="DIR", help="write a report like loadgen's there (default: none)"
+    )
+    return parser
+
+
+def parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
+    """Exits with status 2 and a line on stderr if the arguments are not usable."""
+    parser = make_parser(prog)
     options = parser.parse_args(arguments)
     if isinstance(options.arrivals, arrivals.ClosedLoop):
         parser.error("--arrivals: a closed loop is not simulated")
@@ -107,8 +122,13 @@ def _scheduler(text: str) -> SchedulerConfig:
 
 def _load_options(group: "argparse._ArgumentGroup") -> None:
     add = group.add_argument
-    add("--trace", type=_form(TraceSpec.parse), required=True, help="as loadgen's: azure:FILE, ...")
-    add("--rows", type=_form(row_slice), default=(0, None), metavar="FROM:TO", help="rows of the trace")
+    add(
+        "--trace",
+        type=_form(TraceSpec.parse),
+        required=True,
+        help="as loadgen's: azure:FILE, synthetic:rows=N,input=A-B,output=A-B, ...",
+    )
+    add("--rows", type=_form(row_slice), default=(0, None), metavar="FROM:TO", help="rows of the trace (all)")
     add(
         "--arrivals",
         type=_form(arrivals.parse_arrivals),
@@ -116,21 +136,60 @@ def _load_options(group: "argparse._ArgumentGroup") -> None:
         help="as loadgen's: trace (default), poisson:RATE, ...",
     )
     add("--seed", type=_form(whole), default=0, help="of arrivals, tenants and lengths (default: 0)")
-    add("--max-input", type=_form(_least_one), metavar="N", help="cut prompts to so many tokens")
-    add("--output-range", type=_form(_output_range), metavar="A:B", help="raise or cut outputs to A..B")
-    add("--tenants", type=_form(tenants.parse_tenants), default=tenants.parse_tenants("round-robin:1"))
-    add("--tenant-weights", type=_form(named_numbers), default={}, metavar="NAME=W,...")
+    add("--max-input", type=_form(_least_one), metavar="N", help="cut prompts to so many tokens (not cut)")
+    add(
+        "--output-range",
+        type=_form(_output_range),
+        metavar="A:B",
+        help="raise or cut outputs to A..B tokens (neither)",
+    )
+    add(
+        "--tenants",
+        type=_form(tenants.parse_tenants),
+        default=tenants.parse_tenants("round-robin:1"),
+        help=f"{tenants.FORMS}; default: one",
+    )
+    add(
+        "--tenant-weights",
+        type=_form(named_numbers),
+        default={},
+        metavar="NAME=W,...",
+        help="shares of GPU time relative to each other (1 each)",
+    )
 
 
 def _cluster_options(group: "argparse._ArgumentGroup") -> None:
     add = group.add_argument
     add("--gpus", type=_form(_least_one), default=1, metavar="N", help="default: 1")
     add("--gpu", choices=sorted(GPUS), default="h200", help="step times (default: %(default)s)")
-    add("--cost", type=Path, metavar="FILE", help="step times as the engine fitted them: a JSON CostModel")
-    add("--pool", type=_form(ByteSize.parse), default=ByteSize(2**32), help="pages of each GPU (4GiB)")
-    add("--peer", type=_form(ByteSize.parse), default=ByteSize(0), help="lent by other GPUs, in all (0)")
-    add("--host", type=_form(ByteSize.parse), default=ByteSize(100 * 2**30), help="host tier (100GiB)")
-    add("--moves", choices=("measured", "free"), default="measured", help="what links cost")
+    add(
+        "--cost",
+        type=Path,
+        metavar="FILE",
+        help="step times as the engine fitted them, a JSON CostModel (those of --gpu)",
+    )
+    add(
+        "--pool",
+        type=_form(ByteSize.parse),
+        default=ByteSize(2**32),
+        metavar="SIZE",
+        help="page pool of each GPU, such as 8GiB (4GiB)",
+    )
+    add(
+        "--peer",
+        type=_form(ByteSize.parse),
+        default=ByteSize(0),
+        metavar="SIZE",
+        help="lent by other GPUs, in all (0)",
+    )
+    add(
+        "--host",
+        type=_form(ByteSize.parse),
+        default=ByteSize(100 * 2**30),
+        metavar="SIZE",
+        help="host tier (100GiB)",
+    )
+    add("--moves", choices=("measured", "free"), default="measured", help="what links cost (measured)")
     add("--depth", type=_form(_least_one), default=2, help="steps in flight on a runner (default: 2)")
     add("--message-us", type=_form(_not_negative), default=200.0, help="engine to runner (default: 200)")
 
@@ -142,7 +201,12 @@ def _scheduler_options(group: "argparse._ArgumentGroup") -> None:
         type=_form(_scheduler),
         default=_scheduler(""),
         metavar="KEY=VALUE,...",
-        help="keys of [scheduler] in fairslice.toml, such as policy=fcfs,gap_ms=400",
+        help="keys of [scheduler] in fairslice.toml, such as policy=fcfs,gap_ms=400 (its defaults)",
     )
-    add("--reserve", type=_form(_not_negative), help="memory.reserve of fairslice.toml")
-    add("--max-model-len", type=_form(_least_one), default=131_072)
+    add(
+        "--reserve",
+        type=_form(_not_negative),
+        metavar="PART",
+        help="memory.reserve of fairslice.toml, 0 to 0.5 (its default)",
+    )
+    add("--max-model-len", type=_form(_least_one), default=131_072, metavar="N", help="tokens (131072)")
