@@ -42,6 +42,7 @@ COMMANDS = (
     Command("serve", "fairslice.serve", "engine and api together, until Ctrl-C or SIGTERM"),
     Command("engine", "engine.__main__", "the engine alone, with its runners"),
     Command("api", "api.__main__", "the HTTP side alone"),
+    Command("health", "fairslice.health", "whether the server of a configuration answers"),
     Command("keys", "api.keys", "make, list and remove API keys"),
     Command("memory", "engine.memory_report", "pools, leases and links as measured"),
     Command("loadgen", "loadgen.cli", "replay a trace against a server, and report", "loadgen.options"),
