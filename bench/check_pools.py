@@ -1,12 +1,12 @@
-"""Pools on GPUs: do their bytes outlive their maker, and how fast do pages move?
+"""Pools on GPUs: do their bytes outlive their maker, and how fast do pages move when nothing else runs?
 
     python -m bench.check_pools [--gib 4]
 
 Needs one GPU; with two or more, the other pool lies on the last one, across the link. For each page size, a
 child process makes a pool there, fills it, sends its descriptors and is killed with SIGKILL. Then the
 runner's own code maps the pool on the first GPU, every byte is compared, and all pages are moved in a random
-order, beside one large copy of as many bytes over the same path, timed in the same run. Times are the host's,
-from the first call until the last move is known to be complete.
+order, in the ways that moves can be made, as shares of one large copy of as many bytes over the same path,
+timed in the same run. Times are the host's, from the first call until the last move is known to be complete.
 """
 
 import argparse
@@ -15,32 +15,35 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
 import torch
-from cuda.bindings import runtime
 
-from engine.memory.cuda_calls import unwrap
+from bench.movers import Mover, Ways, engines, kernel, large_rate
 from engine.memory.regions import create_region, receive_descriptors, send_descriptors
-from engine.memory.transfer_cuda import CudaTransfers
-from engine.messages import Attach, Move, PoolSpec
+from engine.memory.transfer_cuda import CudaTransfers, MoveTuning
+from engine.messages import Attach, PoolSpec
 from engine.model_runner.cuda_device import CudaDevice
 
 LOCAL, PEER, HOST = 0, 1, 2
 PAGE_KIB = (2048, 64)
 REPEATS = 5
 
-Moves = tuple[tuple[int, int], ...]
-"""(source pool, destination pool) of moves that go at once; two share the pages half and half."""
-
-ROWS: dict[str, Moves] = {
-    "peer to local (pull)": ((PEER, LOCAL),),
-    "local to peer (push)": ((LOCAL, PEER),),
+PEER_WAYS: dict[str, Ways] = {
+    "fetch": ((PEER, LOCAL),),
+    "send": ((LOCAL, PEER),),
     "both at once": ((PEER, LOCAL), (LOCAL, PEER)),
-    "host to local": ((HOST, LOCAL),),
-    "local to host": ((LOCAL, HOST),),
+}
+HOST_WAYS: dict[str, Ways] = {"from host": ((HOST, LOCAL),), "to host": ((LOCAL, HOST),)}
+WANTED = {
+    2048: {"fetch": 0.92, "send": 0.88, "both at once": 0.85, "from host": 0.95, "to host": 0.95},
+    64: {"fetch": 0.85, "send": 0.85},
+}
+VARIANTS: dict[str, MoveTuning] = {
+    "as served": MoveTuning(),
+    **{f"kernel, {programs} programs": kernel(programs) for programs in (8, 16, 32, 64, 132)},
+    **{f"engines, {streams} streams": engines(streams) for streams in (1, 2, 4)},
 }
 
 
@@ -151,64 +154,76 @@ class Check:
         assert not attached.unreachable, attached.unreachable
         assert isinstance(attached.transfers, CudaTransfers)
         self.local = attached.local
-        self.transfers = attached.transfers
         self.pools = attached.transfers.pools
-        self.streams = [torch.cuda.Stream() for _ in range(2)]
-        self.start_s = 0.0
+        self.compute = torch.cuda.Stream(0)
 
     def compare_bytes(self) -> None:
         """Pull the orphaned pool in a random order."""
-        move = self.send_pages(((PEER, LOCAL),))[0]
+        src_pages, dst_pages = torch.randperm(self.size.num_pages), torch.randperm(self.size.num_pages)
+        mover = Mover(self.pools, self.compute)
+        mover.submit((PEER, LOCAL), src_pages.tolist(), dst_pages.tolist(), self.size.num_pages)
+        mover.close()
         found, expected = self.local.view(torch.int32), contents(self.local)
-        src_pages, dst_pages = torch.tensor(move.src_pages), torch.tensor(move.dst_pages)
         parts = zip(src_pages.split(256), dst_pages.split(256), strict=True)
         same = all(torch.equal(found[dst.cuda()], expected[src.cuda()]) for src, dst in parts)
         print("bytes of a pool whose maker was killed:", "all right" if same else "WRONG")
         assert same
 
     def print_rates(self) -> None:
-        print(f"{'path':<22} {'pages GB/s':>11} {'one copy':>9} {'share':>6}")
-        for name, moves in ROWS.items():
-            pages, large = self.rate(self.send_pages, moves), self.rate(self.send_large, moves)
-            print(f"{name:<22} {pages:>11.1f} {large:>9.1f} {pages / large:>6.2f}", flush=True)
+        """A row for each variant, a column for each way."""
+        ways = PEER_WAYS | HOST_WAYS
+        limits = {name: large_rate(self.pools, way, self.size.num_bytes) for name, way in ways.items()}
+        print("| | " + " | ".join(ways) + " | host time |\n|" + " --- |" * (len(ways) + 2))
+        copies = [f"{limit / 1e9:.1f} GB/s" for limit in limits.values()]
+        print("| one large copy | " + " | ".join(copies) + " | |")
+        wanted = WANTED[self.size.page_bytes // 1024]
+        print("| wanted | " + " | ".join(f"{wanted[w]:.2f}" if w in wanted else "" for w in ways) + " | |")
+        for variant, tuning in VARIANTS.items():
+            cells = []
+            for name, way in ways.items():
+                if variant == "as served" or name in PEER_WAYS:
+                    cells.append(f"{self.rate(tuning, way) / limits[name]:.3f}")
+                else:
+                    cells.append("")
+            print(f"| {variant} | " + " | ".join(cells) + f" | {self.host_ms(tuning):.2f} ms |", flush=True)
 
-    def rate(self, send: Callable[[Moves], object], moves: Moves) -> float:
-        """GB/s, the median of some runs after one to warm up."""
+    def rate(self, tuning: MoveTuning, ways: Ways) -> float:
+        """Bytes per second, the median of some runs after one to warm up."""
         durations_s = []
         for _ in range(1 + REPEATS):
+            mover = Mover(self.pools, self.compute, tuning)
+            lists = self.page_lists(len(ways))
+            each = self.size.num_pages // 16
             torch.cuda.synchronize()
-            self.start_s = time.perf_counter()
-            send(moves)
-            durations_s.append(time.perf_counter() - self.start_s)
-        return self.size.num_bytes / median(durations_s[1:]) / 1e9
+            start_s = time.perf_counter()
+            for first in range(0, self.size.num_pages // len(ways), each):
+                for way, pages in zip(ways, lists, strict=True):
+                    mover.submit(way, *(part[first : first + each] for part in pages), each)
+                mover.take()
+            mover.close()
+            durations_s.append(time.perf_counter() - start_s)
+        return self.size.num_bytes / median(durations_s[1:])
 
-    def send_pages(self, moves: Moves) -> list[Move]:
-        """Move all pages in a random order, as a runner does; returns the moves when they are complete."""
-        share = self.size.num_pages // len(moves)
-        made = []
-        for i, (src, dst) in enumerate(moves):
-            src_pages, dst_pages = ((torch.randperm(share) + i * share).tolist() for _ in range(2))
-            made.append(Move(move_id=i, src_pool=src, dst_pool=dst, src_pages=src_pages, dst_pages=dst_pages))
-        self.start_s = time.perf_counter()
-        for move in made:
-            self.transfers.submit(move)
-        while self.transfers.num_open:
-            self.transfers.completed()
-        return made
+    def host_ms(self, tuning: MoveTuning) -> float:
+        """What the first look at a fetch of 2,048 pages takes the runner's loop."""
+        times_s = []
+        for _ in range(1 + REPEATS):
+            mover = Mover(self.pools, self.compute, tuning)
+            src_pages, dst_pages = self.page_lists(1)[0]
+            mover.submit((PEER, LOCAL), src_pages[:2048], dst_pages[:2048], 256)
+            start_s = time.perf_counter()
+            mover.take()
+            times_s.append(time.perf_counter() - start_s)
+            mover.close()
+        return median(times_s[1:]) * 1e3
 
-    def send_large(self, moves: Moves) -> None:
-        """One copy for each move, of its share of the bytes."""
-        share_bytes = self.size.num_bytes // len(moves)
-        for i, (src, dst) in enumerate(moves):
-            result = runtime.cudaMemcpyAsync(
-                self.pools[dst].pages.data_ptr() + i * share_bytes,
-                self.pools[src].pages.data_ptr() + i * share_bytes,
-                share_bytes,
-                runtime.cudaMemcpyKind.cudaMemcpyDefault,
-                runtime.cudaStream_t(self.streams[i].cuda_stream),
-            )
-            unwrap("cudaMemcpyAsync", result)
-        torch.cuda.synchronize()
+    def page_lists(self, parts: int) -> list[tuple[list[int], list[int]]]:
+        """Source and destination pages in random order, a part of the pools for each."""
+        share = self.size.num_pages // parts
+        return [
+            ((torch.randperm(share) + i * share).tolist(), (torch.randperm(share) + i * share).tolist())
+            for i in range(parts)
+        ]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Moves beside compute, on two GPUs: interference, a rotation of batches, and reclaim.
+"""Moves alone and beside compute, on two GPUs: rates, interference, a rotation of batches, and reclaim.
 
-    python -m bench.moves [--pool-gib 72] [--peer-gib 96] [--host-gib 32]
+    python -m bench.moves [--out FOLDER] [--pool-gib 72] [--peer-gib 96] [--host-gib 8]
 
-GPU 0 runs decode steps of a dummy Llama-3.1-8B; the last GPU lends, through `engine.model_runner.lender`. The
-rates of moves alone, beside one large copy, are `bench.check_pools`; their limits here are one large copy of
-the same run. Compute waits and idle time are those between the end of a step and the start of the next, by
+First `bench.check_pools`: the rates of moves alone. Then GPU 0 runs decode steps of a dummy Llama-3.1-8B; the
+last GPU lends, through `engine.model_runner.lender`. The limits are large copies of the same run. A step's
+time is between its own CUDA events; with the gap, to the end of the step before it: so it counts what moves
+cost the runner's loop too. Compute waits are the time between the end of a step and the start of the next, by
 CUDA events on the compute stream (`StepResult.idle_ns`). On the host, all contexts lie in the same pages, so
 that pinning takes seconds: what is moved and how fast is the same. With a third GPU, reclaim goes there too.
 """
@@ -16,38 +17,58 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import median
 
 import torch
-from cuda.bindings import runtime
 
-from bench.gpu import Rig, attempt, compiled_rig, machine
-from engine.memory.cuda_calls import unwrap
+from bench.gpu import Rig, attempt, machine, make_rig
+from bench.movers import Feed, Mover, Ways, engines, kernel, large_rate
 from engine.memory.regions import create_region, receive_descriptors
-from engine.memory.transfer_cuda import CudaPool, CudaTransfers
-from engine.messages import Attach, Move, PoolSpec
+from engine.memory.transfer_cuda import CudaPool, CudaTransfers, MoveTuning
+from engine.messages import Attach, PoolSpec, Sampling
 from engine.model_runner.batch import PendingStep, Row, StepResult, StepRow
-from engine.model_runner.cuda_device import CudaDevice, _move
+from engine.model_runner.cuda_device import CudaDevice
 from engine.model_runner.device_step import StepOptions
 
 LOCAL, PEER, HOST, OTHER_PEER, SCRATCH = 1, 2, 3, 4, 5
-BATCH, CONTEXT, SLICE_S, NUM_SLICES = 64, 4096, 0.25, 12
-MOVE_PAGES = 256
+BATCH, CONTEXT, SLICE_S = 64, 4096, 0.25
+FETCH_PAGES, RECLAIM_PAGES = 256, 64  # pages of a move: a context of 4,096 tokens, one of 1,024
+WARM_STEPS, STEPS = 12, 52
 SEGMENT_BYTES = 2**28
-RECLAIM_BYTES = 20 * 2**30
+RECLAIM_BYTES, LARGE_BYTES = 20 * 2**30, 4 * 2**30
+
+VARIANTS: dict[str, MoveTuning] = {
+    "as served": MoveTuning(),
+    "engines, 1 stream": engines(1),
+    "engines, 2 streams": engines(2),
+    "engines, 4 streams": engines(4),
+    "kernel, 2 programs": kernel(2),
+    "kernel, 8 programs": kernel(8),
+    "kernel, 32 programs": kernel(32),
+}
+FETCH, MIRROR, UP, DOWN = (PEER, LOCAL), (LOCAL, PEER), (HOST, LOCAL), (LOCAL, HOST)
 
 
 class Bench:
-    """A rig on GPU 0, transfers between its pool, lenders and the host, and the rows of the table."""
+    """A rig on GPU 0, pools of lenders and of the host beside its own, and the rows of the table."""
 
     def __init__(self, pool_gib: float, peer_gib: float, host_gib: float) -> None:
-        self.rows: list[tuple[str, str, str]] = []
-        self.rig: Rig = compiled_rig(
-            StepOptions(max_batch=BATCH, max_step_tokens=2048, max_model_len=8192), _pages(pool_gib)
-        )
+        self.rows: list[tuple[str, ...]] = []
+        options = StepOptions(max_batch=2 * BATCH, max_step_tokens=2048, max_model_len=8192)
+        self.rig: Rig = make_rig(options, int(pool_gib * 2**30) // 2**21, capture=False)
+        self.rig.executor.capture(lambda stage, fraction: None, (BATCH,))
         pool = self.rig.executor._step.paged.pool
         self.page_bytes = self.rig.layout.page_bytes
         local = pool.view(torch.uint8).view(pool.shape[0], self.page_bytes)
+        self.pools = {**self.attach(peer_gib, host_gib), LOCAL: CudaPool(local, is_local=True)}
+        stream = self.rig.executor.stream
+        assert stream is not None
+        self.compute = stream
+        self.limits = {ways: large_rate(self.pools, ways, LARGE_BYTES) for ways in limit_ways()}
+
+    def attach(self, peer_gib: float, host_gib: float) -> dict[int, CudaPool]:
+        """Map what the other GPUs lend, and a host pool."""
         specs, descriptors = [self.spec(SCRATCH, "cuda", "cuda:0", 128)], []
         lenders = {PEER: torch.cuda.device_count() - 1}
         if torch.cuda.device_count() > 2:
@@ -63,12 +84,7 @@ class Bench:
         attached = CudaDevice(0).attach(Attach(local=SCRATCH, pools=specs), descriptors)
         assert not attached.unreachable, attached.unreachable
         assert isinstance(attached.transfers, CudaTransfers)
-        stream = self.rig.executor.stream
-        assert stream is not None
-        self.pools = {**attached.transfers.pools, LOCAL: CudaPool(local, is_local=True)}
-        self.transfers = CudaTransfers(torch.device("cuda", 0), self.pools, stream, _move)
-        self.num_moves = 0
-        self.in_flight: set[int] = set()
+        return attached.transfers.pools
 
     def spec(self, pool: int, kind: str, device: str, num_pages: int, region: int | None = None) -> PoolSpec:
         return PoolSpec(
@@ -81,162 +97,142 @@ class Bench:
             segment_bytes=SEGMENT_BYTES,
         )
 
-    # ------------------------------------------------------------------ moves and steps
-
-    def submit(self, src: int, dst: int, src_pages: Sequence[int], dst_pages: Sequence[int]) -> set[int]:
-        """Queue moves of a few hundred pages each; their ids."""
-        first = self.num_moves + 1
-        for start in range(0, len(src_pages), MOVE_PAGES):
-            self.num_moves += 1
-            part = slice(start, start + MOVE_PAGES)
-            move = Move(
-                move_id=self.num_moves,
-                src_pool=src,
-                dst_pool=dst,
-                src_pages=list(src_pages[part]),
-                dst_pages=list(dst_pages[part]),
-                urgent=True,
-            )
-            self.transfers.submit(move)
-        ids = set(range(first, self.num_moves + 1))
-        self.in_flight |= ids
-        return ids
-
-    def take(self) -> bool:
-        """Note which moves are complete; whether any was."""
-        done = self.transfers.completed()
-        self.in_flight.difference_update(move.move_id for move in done)
-        return bool(done)
-
-    def finish(self, wanted: set[int] | None = None) -> float | None:
-        """Wait for these moves, or all; the time of the first end seen, if there was one."""
-        first = None
-        while self.in_flight if wanted is None else self.in_flight & wanted:
-            if self.take() and first is None:
-                first = time.perf_counter()
-        return first
-
     def pages_of(self, pool: int, count: int) -> list[int]:
         """Random pages; of a pool with fewer, the same again."""
-        size = len(self.pools[pool].pages)
-        pages = torch.randperm(size).tolist()
-        return (pages * -(-count // size))[:count]
+        pages = torch.randperm(len(self.pools[pool].pages)).tolist()
+        return (pages * -(-count // len(pages)))[:count]
 
-    def large_copy_rate(self, src: int, dst: int) -> float:
-        """Bytes per second of one copy of 4 GiB between the pools, nothing else running."""
-        num_bytes = 4 * 2**30
-        stream = torch.cuda.Stream(0)
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            result = runtime.cudaMemcpyAsync(
-                self.pools[dst].pages.data_ptr(),
-                self.pools[src].pages.data_ptr(),
-                num_bytes,
-                runtime.cudaMemcpyKind.cudaMemcpyDefault,
-                runtime.cudaStream_t(stream.cuda_stream),
-            )
-            unwrap("cudaMemcpyAsync", result)
-            stream.synchronize()
-            times.append(time.perf_counter() - start)
-        return num_bytes / min(times)
-
-    def decode(self, rows: list[Row], start: int, go_on: Callable[[int], bool]) -> list[StepResult]:
-        """Decode from position `start` while `go_on`, taking completed moves between steps."""
+    def decode(self, rows: list[Row], num_steps: int, on_step: Callable[[int], object]) -> list[StepResult]:
+        """Decode from position 1,024; `on_step` is called after each launch, as the runner looks at moves."""
         pending: deque[PendingStep] = deque()
         results: list[StepResult] = []
-        count = 0
-        while go_on(count):
+        for count in range(num_steps):
             ids = [7] if count == 0 else None
-            pending.append(
-                self.rig.executor.launch([StepRow(row, start + count, 1, ids, sample=True) for row in rows])
-            )
-            count += 1
-            self.take()
+            step = [StepRow(row, 1024 + count, 1, ids, sample=True) for row in rows]
+            pending.append(self.rig.executor.launch(step))
+            on_step(count)
             if len(pending) == self.rig.executor.depth:
                 results.append(pending.popleft().result())
-        results += [step.result() for step in pending]
-        return results
+        return results + [step.result() for step in pending]
 
-    # ------------------------------------------------------------------ stages
+    # ------------------------------------------------------------------ interference
 
-    def interference(self, name: str, src: int, dst: int, most: float) -> None:
-        """Decode at batch 64 and context 1,024, alone and beside moves that do not end."""
-        num_steps, rows = 96, self.rig.rows(BATCH, 1024 + 128)
-        used = BATCH * self.rig.layout.num_pages(1024 + 128)
-        free = self.rig.pages[used:]
-        self.decode(rows, 1024, lambda count: count < 16)
-        alone_ms = _step_ms(self.decode(rows, 1024, lambda count: count < num_steps))
-        count = min(len(free), len(self.pools[PEER].pages), 16_384)
-        pages = {LOCAL: free[:count], **{p: self.pages_of(p, count) for p in (PEER, HOST)}}
-        began = time.perf_counter()
-        self.submit(src, dst, pages[src], pages[dst])
-        beside: list[StepResult] = []
-        while self.transfers.num_open > count // MOVE_PAGES // 8:
-            beside += self.decode(rows, 1024, lambda count: count < 16)
-        self.finish()
-        rate = count * self.page_bytes / (time.perf_counter() - began)
-        limit = self.large_copy_rate(src, dst)
-        beside_ms = _step_ms(beside)
-        self.rows += [
-            (f"{name}: share of one large copy", f"{rate / limit:.2f}", f"0.85 ({limit / 1e9:.0f} GB/s)"),
-            (f"{name}: steps slow by", f"{beside_ms / alone_ms - 1:.1%}", f"{most:.0%} ({alone_ms:.2f} ms)"),
-        ]
+    def interference(self, what: str, ways: Ways, variant: str, wanted: str) -> None:
+        """Decode at batch 64 and context 1,024, alone, then beside moves that do not end."""
+        tokens = 1024 + 128
+        rows, used = self.rig.rows(BATCH, tokens), BATCH * self.rig.layout.num_pages(tokens)
+        alone = self.decode(rows, WARM_STEPS + STEPS, lambda count: None)[WARM_STEPS:]
+        mover = Mover(self.pools, self.compute, VARIANTS[variant])
+        feeds = self.feeds(mover, ways, self.rig.pages[used:])
+        moved: list[tuple[float, int]] = []
+        host_s: list[float] = []
 
-    def rotation(self, tier: int, name: str, limit: str) -> None:
-        """Three batches take turns; the pages of the next come while one runs."""
+        def on_step(count: int) -> None:
+            for feed in feeds:
+                feed.top_up()
+            start = time.perf_counter()
+            mover.take()
+            host_s.append(time.perf_counter() - start)
+            moved.append((time.perf_counter(), mover.moved_bytes.total()))
+
+        beside = self.decode(rows, WARM_STEPS + STEPS, on_step)[WARM_STEPS:]
+        mover.close()
+        (began_s, before), (ended_s, after) = moved[WARM_STEPS], moved[-1]
+        rate = (after - before) / (ended_s - began_s)
+        limit = self.limits[tuple(ways)]
+        slower = step_ms(beside) / step_ms(alone) - 1
+        with_gaps = step_ms(beside, gap=True) / step_ms(alone, gap=True) - 1
+        cells = [f"{rate / limit:.2f} of {limit / 1e9:.0f} GB/s", f"{slower:+.1%}", f"{with_gaps:+.1%}"]
+        self.rows.append((what, variant, *cells, f"{median(host_s) * 1e3:.2f} ms", wanted))
+        print(" | ".join(self.rows[-1]), f"(alone {step_ms(alone):.2f} ms)", flush=True)
+
+    def feeds(self, mover: Mover, ways: Ways, free: Sequence[int]) -> list[Feed]:
+        """For each way about three steps' worth of its link, to be kept in the queue."""
+        share = len(free) // len(ways)
+        feeds = []
+        for i, (src, dst) in enumerate(ways):
+            mine, others = (
+                free[i * share : (i + 1) * share],
+                self.pages_of(src if dst == LOCAL else dst, share),
+            )
+            pages = (others, mine) if dst == LOCAL else (mine, others)
+            each, ahead = (RECLAIM_PAGES, 16) if HOST in (src, dst) else (FETCH_PAGES, 24)
+            feeds.append(Feed(mover, (src, dst), pages, each, ahead))
+        return feeds
+
+    # ------------------------------------------------------------------ rotation and reclaim
+
+    def rotation(self, tier: int, name: str, num_slices: int, wanted: str) -> None:
+        """Three batches take turns, the next one starting while the last steps of the one before run; its
+        pages come while that one runs, from when the steps of the one before it have ended."""
         each = self.rig.layout.num_pages(CONTEXT)
-        per_batch = BATCH * each
-        regions = [self.rig.pages[:per_batch], self.rig.pages[per_batch : 2 * per_batch]]
-        spare = self.rig.pages[2 * per_batch :]
+        count = BATCH * each
+        regions = [self.rig.pages[:count], self.rig.pages[count : 2 * count]]
+        spare = self.rig.pages[2 * count :]
         own = len(spare) // (2 * BATCH)  # pages that a row grows into
-        mirrors = [self.pages_of(tier, 3 * per_batch)[i * per_batch : (i + 1) * per_batch] for i in range(3)]
-        self.submit(tier, LOCAL, mirrors[0], regions[0])
-        self.finish()
-        idle_ns, busy_ns, began = 0, 0, time.perf_counter()
-        for number in range(NUM_SLICES):
-            side = number % 2
-            fetches = self.submit(tier, LOCAL, mirrors[(number + 1) % 3], regions[1 - side])
+        mirrors = [self.pages_of(tier, 3 * count)[i * count : (i + 1) * count] for i in range(3)]
+        mover = Mover(self.pools, self.compute)
+        fetches = mover.submit((tier, LOCAL), mirrors[0], regions[0], FETCH_PAGES)
+        pending: deque[PendingStep] = deque()
+        steps: list[StepResult] = []
+        for number in range(num_slices):
+            side, position = number % 2, CONTEXT
             tables = [
                 regions[side][row * each : (row + 1) * each]
                 + spare[(side * BATCH + row) * own : (side * BATCH + row + 1) * own]
                 for row in range(BATCH)
             ]
-            like = self.rig.rows(BATCH, 16)
-            rows = [Row(r.slot, r.sampling, CONTEXT, [t]) for r, t in zip(like, tables, strict=True)]
-            end = time.perf_counter() + SLICE_S
-            room = own * self.rig.layout.page_tokens - 1
-            steps = self.decode(rows, CONTEXT, lambda n, e=end, r=room: n < r and time.perf_counter() < e)
+            sampling = Sampling(max_tokens=own, temperature=0.0)
+            rows = [Row(side * BATCH + i, sampling, CONTEXT, [table]) for i, table in enumerate(tables)]
+            mover.finish(fetches)
+            end_s = time.perf_counter() + SLICE_S
+            last = CONTEXT + own * self.rig.layout.page_tokens - 1
+            while position < last and time.perf_counter() < end_s:
+                ids = [7] if position == CONTEXT else None
+                step = [StepRow(row, position, 1, ids, sample=True) for row in rows]
+                pending.append(self.rig.executor.launch(step))
+                position += 1
+                if len(pending) == self.rig.executor.depth:
+                    steps.append(pending.popleft().result())
+                if position == CONTEXT + 1:  # what is in flight is of this slice
+                    fetched = mirrors[(number + 1) % 3]
+                    fetches = mover.submit((tier, LOCAL), fetched, regions[1 - side], FETCH_PAGES)
+                mover.take()
             grown = [page for table in tables for page in table[each : each + 2]]
-            self.submit(LOCAL, tier, grown, mirrors[number % 3][: len(grown)])
-            self.finish(fetches)
-            idle_ns += sum(step.idle_ns for step in steps[number == 0 :])
-            busy_ns += sum(step.step_ns for step in steps)
-        wall_s = time.perf_counter() - began
-        self.finish()
-        share = idle_ns / (idle_ns + busy_ns)
-        moved = NUM_SLICES * per_batch * self.page_bytes / wall_s / 1e9
-        text = f"{share:.2%} ({busy_ns / 1e9:.2f} of {wall_s:.2f} s busy, {moved:.0f} GB/s fetched)"
-        self.rows.append((f"rotation over {name}: compute waits", text, limit))
+            mover.submit((LOCAL, tier), grown, mirrors[number % 3][: len(grown)], FETCH_PAGES)
+        steps += [step.result() for step in pending]
+        mover.close()
+        idle_ns, busy_ns = (sum(getattr(s, part) for s in steps[1:]) for part in ("idle_ns", "step_ns"))
+        wall_s = (idle_ns + busy_ns) / 1e9
+        moved = (num_slices - 1) * count * self.page_bytes / wall_s / 1e9
+        text = f"{idle_ns / 1e9 / wall_s:.2%} of {wall_s:.2f} s ({moved:.0f} GB/s fetched)"
+        self.rows.append((f"rotation over {name}: compute waits", "as served", text, "", "", "", wanted))
 
-    def reclaim(self, dst: int, name: str, limit: str) -> None:
+    def reclaim(self, dst: int, name: str, wanted: str) -> None:
         """Move 20 GiB out of the lender, as the borrower's runner does when it wants them back."""
         count = RECLAIM_BYTES // self.page_bytes
+        mover = Mover(self.pools, self.compute)
         totals, firsts = [], []
         for _ in range(3):
             src_pages, dst_pages = self.pages_of(PEER, count), self.pages_of(dst, count)
             began = time.perf_counter()
-            self.submit(PEER, dst, src_pages, dst_pages)
-            first = self.finish()
+            mover.submit((PEER, dst), src_pages, dst_pages, RECLAIM_PAGES)
+            first = mover.finish()
             totals.append(time.perf_counter() - began)
             firsts.append((first or began) - began)
+        mover.close()
         text = f"{median(totals) * 1e3:.0f} ms, first pages after {median(firsts) * 1e3:.1f} ms"
-        self.rows.append((f"reclaim of 20 GiB to {name}", text, limit))
+        self.rows.append((f"reclaim of 20 GiB to {name}", "as served", text, "", "", "", wanted))
 
-    def print_table(self) -> None:
-        print(f"\n{machine()}\n\n| what | measured | limit |\n| --- | --- | --- |")
-        for row in self.rows:
-            print("| " + " | ".join(row) + " |")
+    def table(self) -> str:
+        header = ("what", "variant", "measured", "steps", "with gaps", "host time a step", "wanted")
+        lines = ["| " + " | ".join(row) + " |" for row in (header, ("---",) * len(header), *self.rows)]
+        return "\n".join([f"Moves beside compute, {machine()}", "", *lines])
+
+
+def limit_ways() -> list[tuple[tuple[int, int], ...]]:
+    """What is measured as limit: one large copy for each way."""
+    return [(FETCH,), (MIRROR,), (FETCH, MIRROR), (UP,), (DOWN,)]
 
 
 def lend(index: int, num_bytes: int) -> list[int]:
@@ -252,35 +248,42 @@ def lend(index: int, num_bytes: int) -> list[int]:
     return descriptors
 
 
-def _pages(gib: float) -> int:
-    return int(gib * 2**30) // 2**21
+def step_ms(steps: list[StepResult], *, gap: bool = False) -> float:
+    return median(step.step_ns + (step.idle_ns if gap else 0) for step in steps) / 1e6
 
 
-def _step_ms(steps: list[StepResult]) -> float:
-    return median(step.step_ns for step in steps) / 1e6
+def run_stages(bench: Bench) -> None:
+    for what, ways, wanted in (
+        ("mirror to peer", (MIRROR,), "0.85, 12%"),
+        ("fetch from peer", (FETCH,), "0.85, 12%"),
+        ("both at once", (FETCH, MIRROR), ""),
+    ):
+        for variant in VARIANTS:
+            attempt(what, lambda w=what, s=ways, v=variant, g=wanted: bench.interference(w, s, v, g))
+    for what, ways in (("fetch from host", (UP,)), ("mirror to host", (DOWN,))):
+        attempt(what, lambda w=what, s=ways: bench.interference(w, s, "as served", "0.95, 4%"))
+    attempt("rotation, peer", lambda: bench.rotation(PEER, "peer HBM", 16, "1%"))
+    attempt("rotation, host", lambda: bench.rotation(HOST, "host DRAM", 6, "beside"))
+    attempt("reclaim to host", lambda: bench.reclaim(HOST, "DRAM", "500 ms, 5 ms"))
+    if OTHER_PEER in bench.pools:
+        attempt("reclaim to lender", lambda: bench.reclaim(OTHER_PEER, "another lender", "100 ms, 5 ms"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pool-gib", type=float, default=72.0)
     parser.add_argument("--peer-gib", type=float, default=96.0)
-    parser.add_argument("--host-gib", type=float, default=32.0)
+    parser.add_argument("--host-gib", type=float, default=8.0)
+    parser.add_argument("--out", type=Path, help="folder for the table")
     options = parser.parse_args()
     assert torch.cuda.device_count() > 1, "two GPUs are needed"
+    subprocess.run([sys.executable, "-m", "bench.check_pools"], check=False)
     bench = Bench(options.pool_gib, options.peer_gib, options.host_gib)
-    for name, src, dst, most in (
-        ("fetch from peer", PEER, LOCAL, 0.12),
-        ("mirror to peer", LOCAL, PEER, 0.12),
-        ("fetch from host", HOST, LOCAL, 0.04),
-        ("mirror to host", LOCAL, HOST, 0.04),
-    ):
-        attempt(name, lambda n=name, s=src, d=dst, m=most: bench.interference(n, s, d, m))
-    attempt("rotation, peer", lambda: bench.rotation(PEER, "peer HBM", "1%"))
-    attempt("rotation, host", lambda: bench.rotation(HOST, "host DRAM", "beside"))
-    attempt("reclaim to host", lambda: bench.reclaim(HOST, "DRAM", "500 ms, 5 ms"))
-    if OTHER_PEER in bench.pools:
-        attempt("reclaim to lender", lambda: bench.reclaim(OTHER_PEER, "another lender", "100 ms, 5 ms"))
-    bench.print_table()
+    run_stages(bench)
+    print(f"\n{bench.table()}")
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "moves.md").write_text(bench.table() + "\n")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ from enum import Enum
 
 import numpy as np
 import torch
+from cuda.bindings import runtime
 
+from engine.memory.cuda_calls import unwrap
 from engine.memory.cuda_copy import BatchCopy
 from engine.memory.transfer import CompletedMove, PageRuns, TransferError, page_runs
 from engine.memory.transfer_lanes import Lane, Piece
@@ -161,7 +163,7 @@ class CudaTransfers:
     def _make_lane(self, path: Path) -> PathLane:
         is_host = path in (Path.HOST_IN, Path.HOST_OUT)
         num_streams = 1 if is_host else self._tuning.copy_streams
-        streams = [torch.cuda.Stream(self._device) for _ in range(num_streams)]
+        streams = [_own_stream(self._device) for _ in range(num_streams)]
         return PathLane(Lane(), streams, is_host)
 
     def _path(self, move: Move) -> Path:
@@ -218,6 +220,14 @@ class CudaTransfers:
         lists[1, : piece.num_pages] = piece.dst_pages
         sent = torch.from_numpy(lists).pin_memory().to(self._device, non_blocking=True)
         return sent[0, : piece.num_pages], sent[1, : piece.num_pages]
+
+
+def _own_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream that nobody else is on, to the end of the process; torch's own are given out in turn."""
+    with torch.cuda.device(device):
+        created = runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking)
+        handle = unwrap("cudaStreamCreateWithFlags", created)
+    return torch.cuda.ExternalStream(int(handle), device=device)
 
 
 def copy_runs(

@@ -4,11 +4,20 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
+
+pytest.importorskip("triton")
+pytest.importorskip("cuda.bindings")
+
 import torch
 
+from engine.memory.cuda_calls import CudaError
+from engine.memory.cuda_copy import driver_batch_copy
 from engine.memory.regions import create_region
+from engine.memory.transfer_cuda import CudaTransfers, MoveTuning
 from engine.messages import Attach, Move, PoolSpec
+from engine.model_runner.cuda_device import move
 from engine.model_runner.devices import Attached, Device, open_device
 
 pytestmark = [
@@ -19,6 +28,13 @@ pytestmark = [
 LOCAL, PEER, HOST = 0, 1, 2
 NUM_PAGES, PAGE_BYTES = 600, 64 * 1024
 SEGMENT_BYTES = 16 * 2**20
+LONG_SLEEP_CYCLES = 2**31  # more than a second
+
+TUNINGS = {
+    "served": MoveTuning(),
+    "engines": MoveTuning(engine_run_bytes=0, idle_programs=None, copy_streams=2),
+    "kernel": MoveTuning(idle_programs=8),
+}
 
 
 def spec(pool: int, kind: str, device: str, region: int | None = None) -> PoolSpec:
@@ -122,14 +138,103 @@ def test_a_pool_is_mapped_again_from_its_descriptors(rig: Rig) -> None:
     again.transfers.close()
 
 
-def test_a_copy_out_waits_for_the_steps_before_it(rig: Rig) -> None:
-    torch.cuda.set_device(0)
-    compute = rig.attached.transfers._compute  # type: ignore[attr-defined]
-    with torch.cuda.stream(compute):
-        torch.cuda._sleep(50_000_000)
-        rig.attached.local[3] = 17
-    rig.move(5, LOCAL, HOST, [3], [3])
-    rig.attached.local[3] = 0
+def memory_of(rig: Rig, pool: int) -> torch.Tensor:
+    """A pool as torch may work on it: the peer's as its owner sees it."""
+    if pool == PEER:
+        return rig.owner
+    transfers = rig.attached.transfers
+    assert isinstance(transfers, CudaTransfers)
+    return transfers.pools[pool].pages
+
+
+def synchronize() -> None:
+    for index in range(torch.cuda.device_count()):
+        torch.cuda.synchronize(index)
+
+
+def transfers_with(rig: Rig, tuning: MoveTuning) -> CudaTransfers:
+    """Other transfers between the rig's pools."""
+    served = rig.attached.transfers
+    assert isinstance(served, CudaTransfers)
+    compute = torch.cuda.Stream(0)
+    return CudaTransfers(torch.device("cuda", 0), served.pools, compute, move, driver_batch_copy(), tuning)
+
+
+def wait_for(transfers: CudaTransfers, count: int) -> list[int]:
+    """Ids of the next `count` moves to be complete."""
+    done: list[int] = []
+    while len(done) < count:
+        done += [each.move_id for each in transfers.completed()]
+    return done
+
+
+@pytest.mark.parametrize("tuning", TUNINGS.values(), ids=TUNINGS)
+def test_moves_of_all_paths_at_once_keep_their_bytes(rig: Rig, tuning: MoveTuning) -> None:
+    transfers = transfers_with(rig, tuning)
+    pools = {pool: memory_of(rig, pool) for pool in (LOCAL, PEER, HOST)}
+    for pages in pools.values():
+        pages.copy_(torch.randint(0, 256, pages.shape, dtype=torch.uint8))
+    synchronize()
+    before = {pool: pages.cpu() for pool, pages in pools.items()}
+    paths = [(PEER, LOCAL), (LOCAL, PEER), (HOST, LOCAL), (LOCAL, HOST), (PEER, HOST), (LOCAL, LOCAL)]
+    free = {pool: random_pages(pool, NUM_PAGES) for pool in pools}
+    moves = []
+    for move_id, (src, dst) in enumerate(paths):
+        src_pages, dst_pages = ([free[pool].pop() for _ in range(99)] for pool in (src, dst))
+        src_pages[:33], dst_pages[:33] = sorted(src_pages[:33]), sorted(dst_pages[:33])
+        moves.append(
+            Move(move_id=move_id, src_pool=src, dst_pool=dst, src_pages=src_pages, dst_pages=dst_pages)
+        )
+        transfers.submit(moves[-1])
+    assert sorted(wait_for(transfers, len(moves))) == list(range(len(moves)))
+    for each in moves:
+        found = pools[each.dst_pool][each.dst_pages].cpu()
+        assert torch.equal(found, before[each.src_pool][each.src_pages]), paths[each.move_id]
+    transfers.close()
+
+
+@pytest.mark.parametrize("path", [(PEER, LOCAL), (LOCAL, PEER), (HOST, LOCAL), (LOCAL, HOST)], ids=str)
+@pytest.mark.parametrize("tuning", TUNINGS.values(), ids=TUNINGS)
+def test_a_delayed_move_is_not_reported_before_its_bytes_are_there(
+    rig: Rig, tuning: MoveTuning, path: tuple[int, int]
+) -> None:
+    transfers = transfers_with(rig, tuning)
+    src, dst = (memory_of(rig, pool) for pool in path)
+    src[7], dst[9] = 2, 1
+    synchronize()
+    transfers.submit(Move(move_id=1, src_pool=path[0], dst_pool=path[1], src_pages=[7], dst_pages=[9]))
+    streams = [stream for each in transfers._lanes.values() for stream in each.streams]
+    for stream in streams:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(LONG_SLEEP_CYCLES)
+    assert transfers.completed() == []
+    assert transfers.completed() == []
+    assert dst[9].cpu().unique().tolist() == [1]
+    assert not any(stream.query() for stream in streams), "the delay was too short to show anything"
+    assert transfers.num_open == 1
+    assert wait_for(transfers, 1) == [1]
+    assert dst[9].cpu().unique().tolist() == [2]
+    assert transfers.num_open == 0
+    transfers.close()
+
+
+def test_a_mirror_does_not_wait_for_steps_in_flight(rig: Rig) -> None:
+    transfers = rig.attached.transfers
+    assert isinstance(transfers, CudaTransfers)
+    rig.attached.local[3] = 17
     torch.cuda.synchronize()
-    rig.move(6, HOST, LOCAL, [3], [4])
-    assert rig.attached.local[4].unique().tolist() == [17]
+    with torch.cuda.stream(transfers._compute):
+        torch.cuda._sleep(LONG_SLEEP_CYCLES)
+    rig.move(5, LOCAL, HOST, [3], [3])
+    rig.move(6, LOCAL, PEER, [3], [3])
+    assert not transfers._compute.query()
+    transfers._compute.synchronize()
+    rig.move(7, HOST, LOCAL, [3], [4])
+    rig.move(8, PEER, LOCAL, [3], [5])
+    assert rig.attached.local[[4, 5]].unique().tolist() == [17]
+
+
+def test_the_driver_says_what_is_wrong_with_a_batch() -> None:
+    words = np.array([4096], dtype=np.uint64)
+    with pytest.raises(CudaError, match="CUDA_ERROR_INVALID"):
+        driver_batch_copy()(words, words, words, 0)  # the legacy default stream

@@ -1,0 +1,129 @@
+"""What the benchmarks of moves share: transfers that count what arrives, and their limit, one large copy."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from statistics import median
+
+import torch
+from cuda.bindings import runtime
+
+from engine.memory.cuda_calls import unwrap
+from engine.memory.cuda_copy import driver_batch_copy
+from engine.memory.transfer_cuda import CudaPool, CudaTransfers, MoveTuning
+from engine.messages import Move
+from engine.model_runner.cuda_device import move as move_by_kernel
+
+Pools = Mapping[int, CudaPool]
+Ways = Sequence[tuple[int, int]]
+"""(source pool, destination pool) of moves that go at once."""
+
+
+def engines(streams: int) -> MoveTuning:
+    """All moves on the copy engines."""
+    return MoveTuning(engine_run_bytes=0, idle_programs=None, copy_streams=streams)
+
+
+def kernel(programs: int) -> MoveTuning:
+    """All moves between GPUs by a kernel of so many programs."""
+    return MoveTuning(engine_run_bytes=2**62, busy_programs=programs, idle_programs=programs)
+
+
+class Mover:
+    """Transfers of GPU 0, and the bytes that they have been seen to have moved."""
+
+    def __init__(self, pools: Pools, compute: torch.cuda.Stream, tuning: MoveTuning | None = None) -> None:
+        place = torch.device("cuda", 0)
+        self._transfers = CudaTransfers(place, pools, compute, move_by_kernel, driver_batch_copy(), tuning)
+        self._pools = pools
+        self._num_moves = 0
+        self.open: dict[int, Move] = {}
+        self.moved_bytes: Counter[tuple[int, int]] = Counter()
+
+    def submit(
+        self, way: tuple[int, int], src_pages: Sequence[int], dst_pages: Sequence[int], pages_each: int
+    ) -> set[int]:
+        """Queue moves of `pages_each` pages; their ids."""
+        ids = set()
+        for start in range(0, len(src_pages), pages_each):
+            self._num_moves += 1
+            part = slice(start, start + pages_each)
+            move = Move(
+                move_id=self._num_moves,
+                src_pool=way[0],
+                dst_pool=way[1],
+                src_pages=list(src_pages[part]),
+                dst_pages=list(dst_pages[part]),
+            )
+            self._transfers.submit(move)
+            self.open[move.move_id] = move
+            ids.add(move.move_id)
+        return ids
+
+    def num_open(self, way: tuple[int, int]) -> int:
+        return sum((move.src_pool, move.dst_pool) == way for move in self.open.values())
+
+    def take(self) -> list[Move]:
+        """Go on, as the runner does at each turn of its loop; the moves that are complete."""
+        done = [self.open.pop(each.move_id) for each in self._transfers.completed()]
+        for move in done:
+            page_bytes = self._pools[move.src_pool].page_bytes
+            self.moved_bytes[move.src_pool, move.dst_pool] += len(move.src_pages) * page_bytes
+        return done
+
+    def finish(self, wanted: set[int] | None = None) -> float | None:
+        """Wait for these moves, or all; the time at which the first end was seen, if one was."""
+        first = None
+        while self.open if wanted is None else self.open.keys() & wanted:
+            if self.take() and first is None:
+                first = time.perf_counter()
+        return first
+
+    def close(self) -> None:
+        self.finish()
+        self._transfers.close()
+
+
+class Feed:
+    """Moves of some pages over and over, so that a way always has `ahead` moves of `pages_each` to make."""
+
+    def __init__(
+        self,
+        mover: Mover,
+        way: tuple[int, int],
+        pages: tuple[Sequence[int], Sequence[int]],
+        pages_each: int,
+        ahead: int,
+    ) -> None:
+        src_pages, dst_pages = pages
+        starts = range(0, len(src_pages) - pages_each + 1, pages_each)
+        assert len(starts) > ahead, "a page would be in two moves at once"
+        self._parts = cycle((src_pages[s : s + pages_each], dst_pages[s : s + pages_each]) for s in starts)
+        self._mover, self._way, self._pages_each, self._ahead = mover, way, pages_each, ahead
+
+    def top_up(self) -> None:
+        for _ in range(self._ahead - self._mover.num_open(self._way)):
+            self._mover.submit(self._way, *next(self._parts), self._pages_each)
+
+
+def large_rate(pools: Pools, ways: Ways, num_bytes: int, repeats: int = 5) -> float:
+    """Bytes per second of one copy per way, `num_bytes` in all, nothing else running. Median of some runs."""
+    streams = [torch.cuda.Stream(0) for _ in ways]  # two of torch's pool in a row are not the same
+    each = num_bytes // len(ways)
+    times = []
+    for _ in range(1 + repeats):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for i, (src, dst) in enumerate(ways):
+            result = runtime.cudaMemcpyAsync(
+                pools[dst].pages.data_ptr() + i * each,
+                pools[src].pages.data_ptr() + i * each,
+                each,
+                runtime.cudaMemcpyKind.cudaMemcpyDefault,
+                runtime.cudaStream_t(streams[i].cuda_stream),
+            )
+            unwrap("cudaMemcpyAsync", result)
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return num_bytes / median(times[1:])
