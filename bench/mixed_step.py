@@ -3,8 +3,8 @@
     python -m bench.mixed_step
 
 A decode step and a step with one chunk take turns, as when a short prompt arrives now and then. "costs" is
-what a chunk adds to the pair, in wall time, over two plain decode steps; beside it, what its tokens would take
-at the rate of full prefill steps (`--rate` tokens per second).
+what a chunk adds to the pair, in wall time, over two plain decode steps; beside it, what its tokens would
+take at the rate of full prefill steps (`--rate` tokens per second).
 """
 
 import argparse
