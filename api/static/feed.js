@@ -1,0 +1,61 @@
+// Asks the server what happens now, twice a second while the page can be seen, and not at all while it cannot.
+
+import { headers } from "./session_key.js";
+
+export const PERIOD_MS = 500;
+const MAX_WAIT_MS = 8000;
+
+export class Feed {
+  #cursor = "0";
+  #wait = PERIOD_MS;
+  #timer = null;
+  #onState;
+  #onProblem;
+
+  // `onState(state)` gets every answer; `onProblem(status, message)` what came instead, status 0 without a server.
+  constructor(onState, onProblem) {
+    this.#onState = onState;
+    this.#onProblem = onProblem;
+    document.addEventListener("visibilitychange", () => this.#plan(0));
+  }
+
+  start() {
+    this.#plan(0);
+  }
+
+  // From the beginning: another key may see more.
+  restart() {
+    this.#cursor = "0";
+    this.#plan(0);
+  }
+
+  #plan(delay) {
+    clearTimeout(this.#timer);
+    if (!document.hidden) this.#timer = setTimeout(() => this.#ask(), delay);
+  }
+
+  async #ask() {
+    const asked = performance.now();
+    try {
+      const answer = await fetch(`/live/state?cursor=${this.#cursor}`, { headers: headers() });
+      const body = await answer.json();
+      if (answer.ok) {
+        this.#cursor = body.cursor;
+        this.#wait = PERIOD_MS;
+        this.#onState(body);
+      } else {
+        this.#fail(answer.status, body.error.message);
+      }
+    } catch (error) {
+      if (!(error instanceof TypeError || error instanceof SyntaxError)) throw error;
+      this.#fail(0, "The server does not answer");
+    } finally {
+      this.#plan(Math.max(0, this.#wait - (performance.now() - asked)));
+    }
+  }
+
+  #fail(status, message) {
+    this.#wait = Math.min(2 * this.#wait, MAX_WAIT_MS);
+    this.#onProblem(status, message);
+  }
+}
