@@ -35,14 +35,15 @@ from cuda.bindings import runtime
 from engine.memory.cuda_calls import unwrap
 from engine.memory.cuda_copy import BatchCopy
 from engine.memory.transfer import CompletedMove, PageRuns, TransferError, page_runs
-from engine.memory.transfer_lanes import Lane, Piece
+from engine.memory.transfer_lanes import Batch, Lane
 from engine.messages import Move
 
 MovePages = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], None]
 """Copy pages: source and destination pool int32 `[pages, words]`, page lists int32 `[n]`, and the number of
 programs to use; on the current stream."""
 
-PIECE_BYTES, PIECE_PAGES = 2**28, 4096
+# A batch is known to be complete as a whole: a millisecond of a link between GPUs, two of that to the host.
+BATCH_PEER_BYTES, BATCH_HOST_BYTES, BATCH_PAGES = 2**28, 2**27, 4096
 
 # How far the device may be behind: a step of tens of milliseconds passes between two looks of the runner's
 # loop. Kernels are launched while nothing computes, when the loop looks often; few, for a step may begin.
@@ -103,6 +104,10 @@ class PathLane:
     @property
     def ahead_bytes(self) -> int:
         return AHEAD_HOST_BYTES if self.is_host else AHEAD_PEER_BYTES
+
+    @property
+    def batch_bytes(self) -> int:
+        return BATCH_HOST_BYTES if self.is_host else BATCH_PEER_BYTES
 
     def next_stream(self) -> torch.cuda.Stream:
         self.num_copies += 1
@@ -175,51 +180,59 @@ class CudaTransfers:
         return Path.PEER_IN if dst.is_local and not src.is_local else Path.PEER_OUT
 
     def _fill(self, path_lane: PathLane, room: int) -> int:
-        """Launch pieces until the lane is ahead enough, or they are `room` copies; how many they were."""
+        """Launch batches until the lane is ahead enough, or they are `room` copies; how many they were."""
         lane, num_copies = path_lane.lane, 0
         while num_copies < room and lane.has_waiting:
-            is_host = path_lane.is_host
-            is_idle = not is_host and self._tuning.idle_programs is not None and self._compute.query()
+            is_idle = (
+                not path_lane.is_host and self._tuning.idle_programs is not None and self._compute.query()
+            )
             if lane.ahead_bytes >= (AHEAD_KERNEL_BYTES if is_idle else path_lane.ahead_bytes):
                 break
             page_bytes = self.pools[lane.peek().src_pool].page_bytes
-            piece = lane.take(max(1, min(PIECE_BYTES // page_bytes, PIECE_PAGES)))
-            runs = page_runs(piece.src_pages, piece.dst_pages)
+            batch = lane.take(max(1, min(path_lane.batch_bytes // page_bytes, BATCH_PAGES)))
+            pages = batch.page_lists()
+            runs = page_runs(*pages)
             programs = self._tuning.idle_programs
             if not is_idle:
-                run_bytes = piece.num_pages * page_bytes // len(runs)
-                is_short = not is_host and run_bytes < self._tuning.engine_run_bytes
+                run_bytes = batch.num_pages * page_bytes // len(runs)
+                is_short = not path_lane.is_host and run_bytes < self._tuning.engine_run_bytes
                 programs = self._tuning.busy_programs if is_short else None
-            if programs is None:
-                num_copies += len(runs)
-            self._launch(path_lane, piece, runs, programs)
+            stream = path_lane.next_stream() if programs is None else path_lane.streams[0]
+            with torch.cuda.stream(stream):
+                start = _mark()
+                if programs is None:
+                    self._copy(batch, runs, stream)
+                    num_copies += len(runs)
+                else:
+                    self._copy_by_kernel(batch, pages, programs)
+                lane.launch(batch, batch.num_pages * page_bytes, start, _mark())
         return num_copies
 
-    def _launch(self, path_lane: PathLane, piece: Piece, runs: PageRuns, programs: int | None) -> None:
-        """Put a piece on a stream: on the copy engines, or as a kernel of so many programs."""
-        src = self.pools[piece.move.src_pool].pages
-        dst = self.pools[piece.move.dst_pool].pages
-        stream = path_lane.next_stream() if programs is None else path_lane.streams[0]
-        with torch.cuda.stream(stream):
-            start = torch.cuda.Event(enable_timing=True)
-            start.record()
-            if programs is None:
-                copy_runs(self._copy_batch, src, dst, runs, stream)
-            else:
-                words = src.view(torch.int32), dst.view(torch.int32)
-                self._move_pages(*words, *self._upload(piece), programs)
-            end = torch.cuda.Event(enable_timing=True)
-            end.record()
-        path_lane.lane.launch(piece, piece.num_pages * src.shape[1], start, end)
+    def _copy(self, batch: Batch, runs: PageRuns, stream: torch.cuda.Stream) -> None:
+        src, dst = (self.pools[pool] for pool in batch.pools)
+        page_bytes = src.page_bytes
+        self._copy_batch(
+            (runs.dst * page_bytes + dst.pages.data_ptr()).astype(np.uint64),
+            (runs.src * page_bytes + src.pages.data_ptr()).astype(np.uint64),
+            (runs.counts * page_bytes).astype(np.uint64),
+            stream.cuda_stream,
+        )
 
-    def _upload(self, piece: Piece) -> tuple[torch.Tensor, torch.Tensor]:
-        """The piece's page lists on the device, both beginning at a multiple of 16 bytes: that is what the
-        kernel was compiled for."""
-        lists = np.zeros((2, -(-piece.num_pages // 4) * 4), dtype=np.int32)
-        lists[0, : piece.num_pages] = piece.src_pages
-        lists[1, : piece.num_pages] = piece.dst_pages
+    def _copy_by_kernel(self, batch: Batch, pages: tuple[list[int], list[int]], programs: int) -> None:
+        """The page lists on the device begin at multiples of 16 bytes: the kernel was compiled for that."""
+        count = batch.num_pages
+        lists = np.zeros((2, -(-count // 4) * 4), dtype=np.int32)
+        lists[:, :count] = pages
         sent = torch.from_numpy(lists).pin_memory().to(self._device, non_blocking=True)
-        return sent[0, : piece.num_pages], sent[1, : piece.num_pages]
+        src, dst = (self.pools[pool].pages.view(torch.int32) for pool in batch.pools)
+        self._move_pages(src, dst, sent[0, :count], sent[1, :count], programs)
+
+
+def _mark() -> torch.cuda.Event:
+    """A mark on the current stream."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 def _own_stream(device: torch.device) -> torch.cuda.Stream:
@@ -228,19 +241,3 @@ def _own_stream(device: torch.device) -> torch.cuda.Stream:
         created = runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking)
         handle = unwrap("cudaStreamCreateWithFlags", created)
     return torch.cuda.ExternalStream(int(handle), device=device)
-
-
-def copy_runs(
-    copy_batch: BatchCopy, src: torch.Tensor, dst: torch.Tensor, runs: PageRuns, stream: torch.cuda.Stream
-) -> None:
-    """Copy runs of pages between pools uint8 `[num_pages, page_bytes]` by the copy engines, in one call.
-
-    Both pools are in device or pinned memory. Raises CudaError.
-    """
-    page_bytes = src.shape[1]
-    copy_batch(
-        (runs.dst * page_bytes + dst.data_ptr()).astype(np.uint64),
-        (runs.src * page_bytes + src.data_ptr()).astype(np.uint64),
-        (runs.counts * page_bytes).astype(np.uint64),
-        stream.cuda_stream,
-    )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from engine.memory.transfer import CompletedMove
-from engine.memory.transfer_lanes import Lane, Piece
+from engine.memory.transfer_lanes import Batch, Lane
 from engine.messages import Move
 
 
@@ -24,68 +24,77 @@ class FakeMark:
         return end_event.at_ms - self.at_ms
 
 
-def a_move(move_id: int, num_pages: int, *, urgent: bool = False) -> Move:
+def a_move(move_id: int, num_pages: int, *, dst: int = 1, urgent: bool = False) -> Move:
+    """Pages 1, 2, ... to ..., 2, 1."""
     pages = list(range(1, num_pages + 1))
     return Move(
-        move_id=move_id, src_pool=0, dst_pool=1, src_pages=pages, dst_pages=pages[::-1], urgent=urgent
+        move_id=move_id, src_pool=0, dst_pool=dst, src_pages=pages, dst_pages=pages[::-1], urgent=urgent
     )
 
 
-def launch(lane: Lane, max_pages: int) -> tuple[Piece, FakeMark, FakeMark]:
-    piece, start, end = lane.take(max_pages), FakeMark(), FakeMark()
-    lane.launch(piece, piece.num_pages * 10, start, end)
-    return piece, start, end
-
-
-def test_pieces_cover_a_move_in_order() -> None:
+def a_lane(*moves: Move) -> Lane:
     lane = Lane()
-    lane.push(a_move(1, 5))
-    pieces = []
+    for move in moves:
+        lane.push(move)
+    return lane
+
+
+def launch(lane: Lane, max_pages: int) -> tuple[Batch, FakeMark, FakeMark]:
+    batch, start, end = lane.take(max_pages), FakeMark(), FakeMark()
+    lane.launch(batch, batch.num_pages * 10, start, end)
+    return batch, start, end
+
+
+def test_a_large_move_is_cut() -> None:
+    lane = a_lane(a_move(1, 5))
+    batches = []
     while lane.has_waiting:
-        pieces.append(launch(lane, 2)[0])
-    assert [list(piece.src_pages) for piece in pieces] == [[1, 2], [3, 4], [5]]
-    assert [list(piece.dst_pages) for piece in pieces] == [[5, 4], [3, 2], [1]]
-    assert [piece.is_last for piece in pieces] == [False, False, True]
+        batches.append(launch(lane, 2)[0])
+    assert [batch.page_lists() for batch in batches] == [([1, 2], [5, 4]), ([3, 4], [3, 2]), ([5], [1])]
     assert lane.ahead_bytes == 50
 
 
-def test_a_move_is_complete_when_its_last_piece_is() -> None:
-    lane = Lane()
-    lane.push(a_move(1, 3))
+def test_small_moves_between_the_same_pools_go_together() -> None:
+    lane = a_lane(a_move(1, 2), a_move(2, 1), a_move(3, 3), a_move(4, 1, dst=2), a_move(5, 1, dst=2))
+    batches = []
+    while lane.has_waiting:
+        batches.append(launch(lane, 5)[0])
+    assert [[piece.move.move_id for piece in batch.pieces] for batch in batches] == [[1, 2, 3], [3], [4, 5]]
+    assert [batch.num_pages for batch in batches] == [5, 1, 2]
+    assert [batch.pools for batch in batches] == [(0, 1), (0, 1), (0, 2)]
+    assert batches[0].page_lists() == ([1, 2, 1, 1, 2], [2, 1, 1, 3, 2])
+
+
+def test_a_move_is_complete_when_all_of_it_is() -> None:
+    lane = a_lane(a_move(1, 3))
     first, last = launch(lane, 2), launch(lane, 2)
     last[1].at_ms, last[2].at_ms = 3.0, 5.0
     assert lane.completed() == [], "the last piece may be on another stream, and be there before the first"
     assert lane.ahead_bytes == 30
     first[1].at_ms, first[2].at_ms = 1.0, 2.5
-    assert lane.completed() == [CompletedMove(1, 4_000_000)]
+    assert lane.completed() == [CompletedMove(1, 3_500_000)]
     assert lane.ahead_bytes == 0
     assert lane.completed() == []
 
 
-def test_the_wait_for_its_turn_is_not_of_its_duration() -> None:
-    lane = Lane()
-    lane.push(a_move(1, 1))
-    lane.push(a_move(2, 2))
-    marks = [launch(lane, 1) for _ in range(3)]
-    for number, (_, start, end) in enumerate(marks):
-        start.at_ms, end.at_ms = 1.0 * number, 1.0 * number + 1.0
-    assert lane.completed() == [CompletedMove(1, 1_000_000), CompletedMove(2, 2_000_000)]
+def test_a_duration_is_a_moves_share_of_its_batches() -> None:
+    lane = a_lane(a_move(1, 1), a_move(2, 4))
+    for number in range(2):
+        _, start, end = launch(lane, 3)
+        start.at_ms, end.at_ms = 10.0 * number, 10.0 * number + 6.0
+    assert lane.completed() == [CompletedMove(1, 2_000_000), CompletedMove(2, 10_000_000)]
 
 
 def test_urgent_moves_overtake_what_has_not_begun() -> None:
-    lane = Lane()
-    lane.push(a_move(1, 2))
+    lane = a_lane(a_move(1, 2))
     launch(lane, 1)
     lane.push(a_move(2, 1))
     lane.push(a_move(3, 1, urgent=True))
-    assert [launch(lane, 1)[0].move.move_id for _ in range(3)] == [1, 3, 2]
+    assert [launch(lane, 1)[0].pieces[0].move.move_id for _ in range(3)] == [1, 3, 2]
 
 
 def test_what_was_launched_is_finished_after_the_rest_is_dropped() -> None:
-    lane = Lane()
-    lane.push(a_move(1, 1))
-    lane.push(a_move(2, 3))
-    lane.push(a_move(3, 1))
+    lane = a_lane(a_move(1, 1), a_move(2, 3), a_move(3, 1))
     launched = [launch(lane, 1) for _ in range(2)]
     lane.clear()
     assert not lane.has_waiting
@@ -96,4 +105,4 @@ def test_what_was_launched_is_finished_after_the_rest_is_dropped() -> None:
 
 def test_a_move_of_no_page_is_our_own_mistake() -> None:
     with pytest.raises(AssertionError, match="no page"):
-        Lane().push(a_move(1, 0))
+        a_lane(a_move(1, 0))
