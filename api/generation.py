@@ -10,8 +10,8 @@ from api.connection import ClientGoneError
 from api.detokenize import Detokenizer
 from api.engine_client import EngineClient
 from api.errors import ApiError, unavailable
-from api.metrics import RequestTimer
 from api.open_requests import OpenPrompt, OpenRequest
+from api.request_timer import RequestTimer
 from api.stops import StopStrings
 from api.tokenizers import TextModel
 from engine.messages import FinishReason, ModelCard, PromptSpec, Sampling, Submit
@@ -168,7 +168,7 @@ class Generations:
         """Submit; the caller must call `finish`. Raises ApiError."""
         self.check_accepting()
         request = await self._client.submit(plan.submit)
-        timer.admitted(plan.prompt_tokens)
+        timer.admitted(plan.prompt_tokens, plan.num_choices_per_prompt)
         generation = Generation(plan, request, self._client, timer)
         self._open.add(generation)
         self._idle.clear()
@@ -180,7 +180,9 @@ class Generations:
         if not self._open:
             self._idle.set()
         self._client.release(generation.request)
-        generation.timer.finished(generation.finish_reasons())
+        generation.timer.finished(
+            generation.finish_reasons(), [choice.num_tokens for choice in generation.choices]
+        )
 
 
 def expand_prompts(

@@ -6,8 +6,8 @@ A metric that means what vLLM's does bears its name, so that dashboards for it w
 
 import math
 import os
-import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from prometheus_client.core import (
@@ -24,6 +24,7 @@ SHARED_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's; read when i
 
 _FAST_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 40.0)
 _SLOW_S = (0.1, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 960.0)
+_TOKENS = tuple(digit * 10.0**power for power in range(6) for digit in (1, 2, 5))
 _GAP_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0)
 
 
@@ -36,10 +37,14 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._by_model: dict[str, ModelMetrics] = {}
         model = ["model_name"]
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(name, text, model, buckets=buckets, registry=self.registry)
+
+        def counter(name: str, text: str) -> Counter:
+            return Counter(name, text, model, registry=self.registry)
 
         self.first_token_s = histogram(
             "vllm:time_to_first_token_seconds", "From arrival to the first token", _FAST_S
@@ -48,12 +53,26 @@ class Metrics:
         self.request_s = histogram(
             "vllm:e2e_request_latency_seconds", "From arrival to the end of the answer", _SLOW_S
         )
-        self.prompt_tokens = Counter(
-            "vllm:prompt_tokens", "Tokens of accepted prompts", model, registry=self.registry
+        self.decode_s = histogram(
+            "vllm:request_decode_time_seconds", "From the first token to the last", _SLOW_S
         )
-        self.generation_tokens = Counter(
-            "vllm:generation_tokens", "Tokens generated", model, registry=self.registry
+        self.per_token_s = histogram(
+            "vllm:request_time_per_output_token_seconds",
+            "From the first token to the last, divided by the tokens after the first",
+            _GAP_S,
         )
+        self.request_prompt_tokens = histogram(
+            "vllm:request_prompt_tokens", "Prompt tokens of a request", _TOKENS
+        )
+        self.request_generation_tokens = histogram(
+            "vllm:request_generation_tokens", "Tokens generated for a request", _TOKENS
+        )
+        self.longest_choice_tokens = histogram(
+            "vllm:request_max_num_generation_tokens", "Tokens of a request's longest choice", _TOKENS
+        )
+        self.num_choices = histogram("vllm:request_params_n", "Choices asked for", (1, 2, 5, 10, 20))
+        self.prompt_tokens = counter("vllm:prompt_tokens", "Tokens of accepted prompts")
+        self.generation_tokens = counter("vllm:generation_tokens", "Tokens generated")
         self.finished = Counter(
             "vllm:request_success",
             "Choices by the reason why they ended",
@@ -74,6 +93,12 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="livesum",
         )
+
+    def of_model(self, model: str) -> "ModelMetrics":
+        """Made once for each model."""
+        if (of_model := self._by_model.get(model)) is None:
+            of_model = self._by_model[model] = ModelMetrics(self, model)
+        return of_model
 
     def render(self, samples: Iterable[Sample]) -> bytes:
         """The text format, with the engine's samples after ours. Where several workers run, ours are the
@@ -96,36 +121,22 @@ class Metrics:
         return shared
 
 
-class RequestTimer:
-    """Measures one request, from its arrival by `time.monotonic`."""
+class ModelMetrics:
+    """The metrics of one model: to find each by its label costs as much as to count."""
 
-    def __init__(self, metrics: Metrics, model: str, arrived_s: float) -> None:
-        self._metrics = metrics
-        self._model = model
-        self._gap = metrics.gap_s.labels(model)
-        self._generated = metrics.generation_tokens.labels(model)
-        self._start_s = arrived_s
-        self._last_s: float | None = None
-
-    def admitted(self, prompt_tokens: int) -> None:
-        """The engine took the request."""
-        self._metrics.prompt_tokens.labels(self._model).inc(prompt_tokens)
-
-    def tokens(self, count: int) -> None:
-        """Tokens have come, now."""
-        now_s = time.monotonic()
-        if self._last_s is None:
-            self._metrics.first_token_s.labels(self._model).observe(now_s - self._start_s)
-        else:
-            self._gap.observe(now_s - self._last_s)
-        self._last_s = now_s
-        self._generated.inc(count)
-
-    def finished(self, reasons: Iterable[str]) -> None:
-        """The answer is over."""
-        self._metrics.request_s.labels(self._model).observe(time.monotonic() - self._start_s)
-        for reason in reasons:
-            self._metrics.finished.labels(self._model, reason).inc()
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self.first_token_s = metrics.first_token_s.labels(model)
+        self.gap_s = metrics.gap_s.labels(model)
+        self.request_s = metrics.request_s.labels(model)
+        self.decode_s = metrics.decode_s.labels(model)
+        self.per_token_s = metrics.per_token_s.labels(model)
+        self.request_prompt_tokens = metrics.request_prompt_tokens.labels(model)
+        self.request_generation_tokens = metrics.request_generation_tokens.labels(model)
+        self.longest_choice_tokens = metrics.longest_choice_tokens.labels(model)
+        self.num_choices = metrics.num_choices.labels(model)
+        self.prompt_tokens = metrics.prompt_tokens.labels(model)
+        self.generation_tokens = metrics.generation_tokens.labels(model)
+        self.finished = partial(metrics.finished.labels, model)  # of the reason
 
 
 def _buckets(family: Metric | None) -> Buckets:

@@ -16,7 +16,8 @@ from starlette.requests import Request
 
 from api.auth import KeyAuth
 from api.key_file import KeyEntry, KeyFile, TenantEntry, hash_of, id_of, new_key, write_key_file
-from api.metrics import Metrics, RequestTimer
+from api.metrics import Metrics
+from api.request_timer import RequestTimer
 from bench.report import print_rows
 from engine.admission import Admission
 from engine.config import QueueConfig
@@ -78,10 +79,10 @@ def main() -> int:
 
     def count(_: int) -> None:
         timer = RequestTimer(metrics, "m", time.monotonic())
-        timer.admitted(10)
+        timer.admitted(10, 1)
         timer.tokens(1)
         timer.tokens(1)
-        timer.finished(["stop"])
+        timer.finished(["stop"], [2])
 
     limits_us, metrics_us = per_call_us(admit, options.requests), per_call_us(count, options.requests)
     total_us = auth_us + limits_us + metrics_us

@@ -13,8 +13,8 @@ from api.auth import Tenant
 from api.connection import Connection
 from api.errors import bad_request, rate_headers
 from api.generation import Generation, GenerationPlan, expand_prompts
-from api.metrics import RequestTimer
 from api.request_log import note_of
+from api.request_timer import RequestTimer
 from api.sampling import build_sampling, choice_seed, draw_seed, read_grammar
 from api.schemas import GenerationRequest
 from api.services import Services
