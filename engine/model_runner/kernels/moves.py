@@ -1,9 +1,9 @@
 # mypy: allow-untyped-decorators, allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
 """Copy pages between pools with a small kernel: few programs of many warps.
 
-A kernel that fills the GPU moves pages hardly faster and slows the compute beside it by up to 2.7 times; with
-16 programs it takes about the share of memory bandwidth that the move itself needs. One of the pools may be
-the memory of another GPU, mapped here.
+It moves scattered pages faster than the copy engines, small ones by far, but it takes multiprocessors from
+the compute beside it, which steps notice even if it is a few (`engine.memory.transfer_cuda` chooses). One of
+the pools, or both, may be the memory of another GPU, mapped here.
 """
 
 import torch
