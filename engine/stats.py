@@ -67,6 +67,12 @@ def _of_scheduler(scheduler: Scheduler, model: str) -> Iterator[Sample]:
     yield _counter("evicted_pages", "Local pages dropped that had a mirror.", store.evicted_pages, model)
     yield _counter("dropped_contexts", "Contexts that found no place.", store.dropped_contexts, model)
     yield _counter("move_wait_seconds", "Compute waited for moves.", counters.wait_ns / 1e9, model)
+    yield _gauge(
+        "fairslice:vruntime_spread_seconds",
+        "How far apart the GPU time per weight of the tenants that wait is.",
+        scheduler.planner.policy.vruntime_spread_ns() / 1e9,
+        model,
+    )
     yield _counter("runners_lost", "Runners that died.", counters.runners_lost, model)
     yield _gauge(
         "fairslice:longest_gap_seconds",

@@ -52,6 +52,9 @@ class FcfsPolicy:
     def num_queued(self) -> int:
         return len(self._queue)
 
+    def vruntime_spread_ns(self) -> int:
+        return 0
+
     def check_integrity(self) -> None:
         serials = [serial for serial, _ in self._queue]
         assert serials == sorted(set(serials))

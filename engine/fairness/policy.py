@@ -73,5 +73,9 @@ class Policy(Protocol):
     def num_queued(self) -> int:
         """Tasks in the queue."""
 
+    def vruntime_spread_ns(self) -> int:
+        """How far apart the vruntimes of the tenants that wait are: what was charged, divided by weight.
+        0 of policies that keep none."""
+
     def check_integrity(self) -> None:
         """Raise AssertionError if the queues contradict each other."""

@@ -149,6 +149,10 @@ class TwoLevelPolicy:
     def num_queued(self) -> int:
         return self._num_queued
 
+    def vruntime_spread_ns(self) -> int:
+        settled = [account.settled_ns for account in self._accounts if account.num_waiting]
+        return max(settled) - min(settled) if settled else 0
+
     def check_integrity(self) -> None:
         self._accounts.check_integrity()
         self._tenants.check_integrity()

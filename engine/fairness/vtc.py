@@ -123,6 +123,9 @@ class VtcPolicy:
     def num_queued(self) -> int:
         return self._num_queued
 
+    def vruntime_spread_ns(self) -> int:
+        return 0
+
     def check_integrity(self) -> None:
         self._accounts.check_integrity()
         self._tenants.check_integrity()

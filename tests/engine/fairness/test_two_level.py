@@ -283,3 +283,19 @@ def test_a_prompt_that_never_joined_may_leave(name: str) -> None:
     policy.leave(Task(0, "a", 1.0, 0, 0), 0)
     policy.check_integrity()
     assert policy.pick(0) is None
+
+
+@pytest.mark.parametrize("name", FAIR)
+def test_the_spread_is_service_by_weight_of_those_who_wait(name: str) -> None:
+    policy = make_fair(name)
+    assert policy.vruntime_spread_ns() == 0
+    light, heavy = Task(0, "a", 1.0, 0, 0), Task(1, "b", 4.0, 0, 0)
+    for task in (light, heavy):
+        policy.join(task, 0)
+        policy.take(task, 0)
+    policy.charge(light, 30 * MS, MS)
+    policy.charge(heavy, 40 * MS, MS)
+    assert policy.vruntime_spread_ns() == 0  # nobody waits
+    policy.put_back(light, MS)
+    policy.put_back(heavy, MS)
+    assert policy.vruntime_spread_ns() == 20 * MS
