@@ -249,7 +249,7 @@ class Planner:
                 slice_id=slice_id,
                 start=context.computed,
                 ids=prompt.ids_from(context.computed),
-                pages=[list(table) for table in context.local],
+                pages=context.slice_tables(),
                 max_new=until - sampled,
                 num_prompt=len(prompt.input_ids),
                 sampling=prompt.sampling,
@@ -423,6 +423,8 @@ class Planner:
 
     def _vacate(self, device: Device, now_ns: int) -> None:
         """Go on emptying what the device's own pool is to give up; turns that are in the way end."""
+        if not self.store.is_shrinking(device.pool_id):
+            return
         device.outbox.moves += self.store.empty_segments(device.pool_id)
         for prompt in device.running:
             if self.store.is_in_the_way(prompt.context) and self._may_be_ended(prompt, 0, now_ns):

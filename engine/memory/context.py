@@ -1,50 +1,21 @@
 """A prompt's context: which pages hold its K and V, and where.
 
 A context has at most one *local* copy (in the pool of the device where it runs, or ran last) and one
-*mirror* (in other tiers, page by page wherever there was room). Local copies exist to run; mirrors exist to
-survive preemption. A page, once full, never changes, so a mirror only ever grows at its end; a last page
-that was copied half full is copied again when it has more.
+*mirror* (in other tiers, wherever there was room). Local copies exist to run; mirrors exist to survive
+preemption. A page, once full, never changes, so a mirror only ever grows at its end; a last page that was
+copied half full is copied again when it has more.
 
-Tables have one entry per page of `page_tokens` positions. ABSENT stands for a page that this copy does not
-have: dropped behind a sliding window, evicted, or never made.
+Both have one `PageTable` per layer group. A local copy lacks what was evicted, from the front, and has room
+for positions that come next; a mirror has the live pages of positions below `mirror_target`, and no others.
 """
 
 from dataclasses import dataclass, field
 
 from engine.memory.page import PageLayout
+from engine.memory.page_table import PageTable
+from engine.memory.pool import Extent
 
-ABSENT = 0  # local pools keep page 0 for padding, and no pool has the id 0, so no page is mistaken for it
-
-_PAGE_BITS = 40
-
-
-def page_ref(pool_id: int, page: int) -> int:
-    """A page of some pool as one integer, so that tables stay flat."""
-    return pool_id << _PAGE_BITS | page
-
-
-def pool_of(ref: int) -> int:
-    return ref >> _PAGE_BITS
-
-
-def page_of(ref: int) -> int:
-    return ref & (1 << _PAGE_BITS) - 1
-
-
-def by_pool(refs: list[int], others: list[int]) -> dict[int, tuple[list[int], list[int]]]:
-    """Split references by pool: the pages of each, and what stands beside them in `others`."""
-    if not refs:
-        return {}
-    pool_id = pool_of(min(refs))
-    if pool_id == pool_of(max(refs)):  # as nearly always: some nanoseconds a page
-        base = page_ref(pool_id, 0)
-        return {pool_id: ([ref - base for ref in refs], others)}
-    split: dict[int, tuple[list[int], list[int]]] = {}
-    for pool_id in dict.fromkeys([ref >> _PAGE_BITS for ref in refs]):
-        low, high = page_ref(pool_id, 0), page_ref(pool_id + 1, 0)
-        own = [index for index, ref in enumerate(refs) if low <= ref < high]
-        split[pool_id] = ([refs[index] - low for index in own], [others[index] for index in own])
-    return split
+ABSENT = 0  # in a slice's tables: a page behind the window. Local pools keep page 0 for padding
 
 
 @dataclass(slots=True, eq=False)
@@ -57,35 +28,42 @@ class Context:
     mirrored: int = 0  # of those, a prefix that is complete in the mirror
     mirror_target: int = 0  # what `mirrored` will be when the moves in flight are complete
     home: int | None = None  # pool id of the local copy
-    local: list[list[int]] = field(init=False)  # [group][page index] -> page of `home`
-    mirror: list[list[int]] = field(init=False)  # [group][page index] -> page_ref
+    local: list[PageTable] = field(init=False)  # by group
+    mirror: list[PageTable] = field(init=False)  # by group
     live_from: list[int] = field(init=False)  # [group] first page index that is not behind the window
-    num_local: int = 0  # entries of `local` that are not ABSENT
-    mirror_segments: set[int] = field(default_factory=set)  # where mirrored pages may be: see `Mirrors`
-    retired: list[int] = field(default_factory=list)  # mirrored pages that moves in flight may still touch
+    arriving: list[int] | None = None  # [group] while fetches are in flight: local pages below are theirs
+    retired: list[Extent] = field(default_factory=list)  # mirrored pages that moves in flight may still touch
     moves_in_flight: int = 0
     evictable: int = 0  # local pages that may be dropped without losing anything, as its pool counts them
+    in_motion: int = 0  # local pages that wait for moves while it does not run, as its pool counts them
     is_running: bool = False  # a runner has, or is about to get, a slice with these pages
     is_closing: bool = False  # its prompt is gone
 
     def __post_init__(self) -> None:
         num_groups = len(self.layout.groups)
-        self.local = [[] for _ in range(num_groups)]
-        self.mirror = [[] for _ in range(num_groups)]
+        self.local = [PageTable() for _ in range(num_groups)]
+        self.mirror = [PageTable() for _ in range(num_groups)]
         self.live_from = [0] * num_groups
+
+    @property
+    def num_local(self) -> int:
+        """Pages of the local copy."""
+        if len(self.local) == 1:
+            return self.local[0].num_pages
+        return sum([table.num_pages for table in self.local])
 
     @property
     def num_valid_pages(self) -> int:
         """Page indices per group that hold computed positions."""
-        return self.layout.num_pages(self.computed)
+        return -(-self.computed // self.layout.page_tokens)
 
     @property
     def num_clean_pages(self) -> int:
         """Page indices that the mirror has whole, and that no move in flight touches: to drop the local copy
         of one loses nothing. A mirror being written takes only what comes after them."""
-        if self.moves_in_flight and self.mirror_target == self.mirrored:
+        if self.arriving is not None or (self.moves_in_flight and self.mirror_target == self.mirrored):
             return 0  # something else is being moved
-        if self.is_dirty:
+        if self.mirrored < self.computed:
             return self.mirrored // self.layout.page_tokens
         return self.num_valid_pages
 
@@ -94,36 +72,37 @@ class Context:
         """Whether the local copy has positions that the mirror lacks."""
         return self.mirrored < self.computed
 
-    def absent(self, end: int) -> list[list[int]]:
-        """By group, the indices of live pages for positions below `end` that are not in the local copy."""
-        last = self.layout.num_pages(end)
-        missing = []
-        for table, first in zip(self.local, self.live_from, strict=True):
-            holes: list[int] = []
-            if self.num_local:
-                present = min(last, len(table))
-                holes = [index for index in range(first, present) if table[index] == ABSENT]
-                first = max(first, present)
-            missing.append([*holes, *range(first, last)])
-        return missing
-
     def num_absent(self, end: int) -> int:
-        """How many pages `absent` would list, without listing them."""
-        last = self.layout.num_pages(end)
-        live = sum(max(0, last - first) for first in self.live_from)
-        return live - self.num_local  # nothing local is behind a window or at `end` or after it
+        """Live pages for positions below `end` that are not in the local copy."""
+        last = -(-end // self.layout.page_tokens)
+        absent = 0
+        for table, live_from in zip(self.local, self.live_from, strict=True):
+            if last > live_from:
+                absent += last - live_from
+            absent -= table.num_pages  # nothing local is behind a window or at `end` or after it
+        return absent
 
-    def local_pages(self) -> list[int]:
-        """All pages of the local copy."""
-        return [page for table in self.local for page in table if page != ABSENT]
+    def slice_tables(self) -> list[list[int]]:
+        """By group, the local page of every index; ABSENT behind a window. All that is live is local."""
+        if len(self.local) == 1 and not self.local[0].first:
+            return [self.local[0].pages()]
+        return [[ABSENT] * table.first + table.pages() for table in self.local]
 
     def check_integrity(self) -> None:
         """Counts agree with tables, and every live computed page is somewhere. Raises AssertionError."""
-        assert len(self.local_pages()) == self.num_local
+        for table in (*self.local, *self.mirror):
+            table.check_integrity()
         assert self.mirrored <= self.computed
+        assert self.mirrored <= self.mirror_target
         if self.is_closing:
             return
-        for refs, indices in zip(self.mirror, self.absent(self.computed), strict=True):
-            for index in indices:
-                assert (index + 1) * self.layout.page_tokens <= self.mirrored or not self.is_dirty
-                assert refs[index] != ABSENT, "an evicted page has no mirror"
+        end, valid = self.layout.num_pages(self.mirror_target), self.num_valid_pages
+        for local, mirror, live_from in zip(self.local, self.mirror, self.live_from, strict=True):
+            assert mirror.num_pages == max(0, end - live_from)
+            assert not mirror.num_pages or mirror.first == live_from
+            assert not local.num_pages or (local.first >= live_from and local.end >= valid)
+            absent_end = min(local.first, valid) if local.num_pages else valid
+            if absent_end > live_from:
+                assert absent_end * self.layout.page_tokens <= self.mirrored or not self.is_dirty, (
+                    "an evicted page has no mirror"
+                )

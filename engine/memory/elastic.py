@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from engine.memory.page_table import PageTable
 from engine.memory.pool import PagePool
 from engine.memory.transfer import Transfers
 from engine.messages import Move
@@ -39,13 +40,13 @@ class LocalPool:
 
 @dataclass(slots=True)
 class _Entry:
-    """A tensor: where its bytes are. `tier_pages[i]` are pages of `tiers[i]`."""
+    """A tensor: where its bytes are, in the tiers and in the local pool."""
 
     shape: torch.Size
     dtype: torch.dtype
     num_bytes: int
-    tier_pages: list[tuple[PagePool, list[int]]]
-    local: list[int] = field(default_factory=list)
+    kept: PageTable = field(default_factory=PageTable)
+    local: PageTable = field(default_factory=PageTable)
     moves: set[int] = field(default_factory=set)  # in flight; until then no page of it is given up
 
 
@@ -76,35 +77,37 @@ class ElasticTensors:
         num_bytes = tensor.numel() * tensor.element_size()
         count = -(-num_bytes // self._local.ledger.page_bytes)
         own = self._entries.get(name)
-        returning = sum(len(pages) for _, pages in own.tier_pages) if own is not None else 0
+        returning = own.kept.num_pages if own is not None else 0
         if count > sum(tier.num_free for tier in self._tiers) + returning:
             raise ElasticFull(f"{name}: {num_bytes} bytes find no room in the tiers")
         if count > self._local.ledger.num_usable:
             raise ElasticFull(f"{name}: {num_bytes} bytes are more than the device's pool holds")
         if own is not None:
             self.drop(name)
-        entry = _Entry(tensor.shape, tensor.dtype, num_bytes, self._take(count))
-        entry.local = self._allocate_local(count)
+        entry = _Entry(tensor.shape, tensor.dtype, num_bytes)
+        self._allocate_kept(entry, count)
+        self._allocate_local(entry, count)
         self._entries[name] = entry
         flat = torch.zeros(count * self._local.ledger.page_bytes, dtype=torch.uint8, device=tensor.device)
         flat[:num_bytes] = tensor.detach().contiguous().view(-1).view(torch.uint8)
-        self._local.pages[entry.local] = flat.view(count, -1).to(self._local.pages.device)
+        self._local.pages[entry.local.pages()] = flat.view(count, -1).to(self._local.pages.device)
         self._synchronize()
         start = 0
-        for tier, pages in entry.tier_pages:
-            self._submit(entry, self._local.ledger, tier, entry.local[start : start + len(pages)], pages)
+        for tier, pages in entry.kept.parts(0, count):
+            sources = entry.local.between(start, start + len(pages))
+            self._submit(entry, self._local.ledger, tier, sources, pages)
             start += len(pages)
 
     def prefetch(self, name: str) -> None:
         """Have the tensor brought to the device's pool; returns at once. Raises KeyError, ElasticFull."""
         entry = self._entries[name]
         self._entries.move_to_end(name)
-        if entry.local:
+        if entry.local.num_pages:
             return
-        entry.local = self._allocate_local(sum(len(pages) for _, pages in entry.tier_pages))
+        self._allocate_local(entry, entry.kept.num_pages)
         start = 0
-        for tier, pages in entry.tier_pages:
-            targets = entry.local[start : start + len(pages)]
+        for tier, pages in entry.kept.parts(0, entry.kept.num_pages):
+            targets = entry.local.between(start, start + len(pages))
             self._submit(entry, tier, self._local.ledger, pages, targets, urgent=True)
             start += len(pages)
 
@@ -117,7 +120,7 @@ class ElasticTensors:
             out = torch.empty(entry.shape, dtype=entry.dtype, device=self._local.pages.device)
         assert out.shape == entry.shape
         assert out.dtype == entry.dtype
-        flat = self._local.pages[entry.local].view(-1)[: entry.num_bytes]
+        flat = self._local.pages[entry.local.pages()].view(-1)[: entry.num_bytes]
         out.copy_(flat.view(entry.dtype).view(entry.shape))
         self._synchronize()
         return out
@@ -127,46 +130,34 @@ class ElasticTensors:
         entry = self._entries[name]
         self._wait(entry)
         del self._entries[name]
-        self._local.ledger.release(entry.local)
-        for tier, pages in entry.tier_pages:
-            tier.release(pages)
+        entry.local.clear()
+        entry.kept.clear()
 
     def check_integrity(self) -> None:
         """Every page is free or one tensor's. Raises AssertionError."""
         entries = self._entries.values()
-        self._local.ledger.check_integrity(page for entry in entries for page in entry.local)
+        self._local.ledger.check_integrity(extent for entry in entries for extent in entry.local.extents)
+        kept = [extent for entry in entries for extent in entry.kept.extents]
         for tier in self._tiers:
-            held = [
-                page
-                for entry in entries
-                for pool, pages in entry.tier_pages
-                if pool is tier
-                for page in pages
-            ]
-            tier.check_integrity(held)
+            tier.check_integrity(extent for extent in kept if extent.segment.pool is tier)
 
-    def _take(self, count: int) -> list[tuple[PagePool, list[int]]]:
-        taken: list[tuple[PagePool, list[int]]] = []
+    def _allocate_kept(self, entry: _Entry, count: int) -> None:
         for tier in self._tiers:
-            part = min(count, tier.num_free)
-            if part:
-                taken.append((tier, tier.allocate(part)))
-                count -= part
-        return taken
+            part = min(count - entry.kept.num_pages, tier.num_free)
+            entry.kept.grow(tier, 0, entry.kept.num_pages + part, None)
 
-    def _allocate_local(self, count: int) -> list[int]:
+    def _allocate_local(self, entry: _Entry, count: int) -> None:
         """Pages of the local pool, by dropping copies of tensors that were not used for longest."""
         ledger = self._local.ledger
         if count > ledger.num_usable:
             raise ElasticFull(f"{count} pages are more than the device's pool holds")
-        for entry in self._entries.values():
+        for other in self._entries.values():
             if count <= ledger.num_free:
                 break
-            if entry.local:
-                self._wait(entry)
-                ledger.release(entry.local)
-                entry.local = []
-        return ledger.allocate(count)
+            if other.local.num_pages:
+                self._wait(other)
+                other.local.clear()
+        entry.local.grow(ledger, 0, count, None)
 
     def _submit(
         self,

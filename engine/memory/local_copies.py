@@ -1,13 +1,13 @@
 """Local copies: the pages of contexts in the pools of the devices where they run, or ran last."""
 
-from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from engine.memory.context import ABSENT, Context
 from engine.memory.counters import StoreCounters
 from engine.memory.page import PageLayout
-from engine.memory.pool import PagePool
+from engine.memory.pool import Extent, PagePool
 
 
 class Landlord(Protocol):
@@ -20,6 +20,16 @@ class Landlord(Protocol):
         """Give so many back: at once what can be, the rest by and by."""
 
 
+@dataclass(slots=True)
+class _Idlers:
+    """The contexts that have pages in a pool and do not run; idle longest first."""
+
+    contexts: dict[Context, None] = field(default_factory=dict)
+    dirty: dict[Context, None] = field(default_factory=dict)  # not mirrored, nor being mirrored
+    evictable: int = 0  # pages that can be dropped without losing anything
+    in_motion: int = 0  # pages of contexts that have moves in flight
+
+
 class LocalCopies:
     """Allocates, evicts and releases local pages. What is idle longest is evicted first."""
 
@@ -28,37 +38,40 @@ class LocalCopies:
         self.landlord: Landlord | None = None
         self._layout = layout
         self._counters = counters
-        self._idle: dict[int, OrderedDict[Context, None]] = {}  # by pool: local but not running, oldest first
-        self._evictable: dict[int, int] = {}  # by pool: sum over its idle contexts
+        self._idlers: dict[int, _Idlers] = {}  # by pool
         self._leaving: dict[int, set[int]] = {}  # by pool: segments that are to be empty
 
     def add_pool(self, pool: PagePool) -> None:
         """A device's pool; page 0 of it is not a context's (ABSENT)."""
         assert pool.first > ABSENT
         self.pools[pool.pool_id] = pool
-        self._idle[pool.pool_id] = OrderedDict()
-        self._evictable[pool.pool_id] = 0
+        self._idlers[pool.pool_id] = _Idlers()
 
     # ------------------------------------------------------------------ room
 
     def num_available(self, pool_id: int, *, besides: Context | None = None) -> int:
         """Pages of the pool that are free, or could be freed at once without losing anything."""
-        own = besides.evictable if besides is not None and besides.home == pool_id else 0
-        lent = self.landlord.num_regainable(pool_id) if self.landlord is not None else 0
-        return self.pools[pool_id].num_free + lent + self._evictable[pool_id] - own
+        available = self.pools[pool_id].num_free + self._idlers[pool_id].evictable
+        if self.landlord is not None:
+            available += self.landlord.num_regainable(pool_id)
+        if besides is not None and besides.home == pool_id:
+            available -= besides.evictable
+        return available
 
     def make_room(self, pool_id: int, count: int, *, besides: Context | None = None) -> bool:
         """Have `count` free pages, if that loses nothing: take back what was lent, and evict what is idle
         longest. Else nothing changes, but lent pages are on their way back."""
         pool = self.pools[pool_id]
-        if count > pool.num_free and self.landlord is not None:
-            self.landlord.regain(pool_id, count - pool.num_free)
         if count <= pool.num_free:
             return True
+        if self.landlord is not None:
+            self.landlord.regain(pool_id, count - pool.num_free)
+            if count <= pool.num_free:
+                return True
         if count > self.num_available(pool_id, besides=besides):
             return False
         victims, short = [], count - pool.num_free
-        for context in self._idle[pool_id]:
+        for context in self._idlers[pool_id].contexts:
             if context.evictable and context is not besides:
                 victims.append(context)
                 short -= context.evictable
@@ -72,83 +85,104 @@ class LocalCopies:
         """Give every live position below `end` a local page; there is room."""
         assert context.home is not None
         pool, last = self.pools[context.home], self._layout.num_pages(end)
-        had_pages = context.num_local > 0
         for table, live_from in zip(context.local, context.live_from, strict=True):
-            if had_pages:
-                holes = [i for i in range(live_from, min(last, len(table))) if table[i] == ABSENT]
-                for index, page in zip(holes, pool.allocate(len(holes)), strict=True):
-                    table[index] = page
-                context.num_local += len(holes)
-            else:
-                table.clear()
-            table.extend([ABSENT] * (live_from - len(table)))
-            more = pool.allocate(max(0, last - len(table)))
-            table.extend(more)
-            context.num_local += len(more)
+            if table.num_pages:
+                table.grow_down(pool, live_from, context)
+            table.grow(pool, live_from, last, context)
+
+    def extend(self, context: Context, end: int) -> list[list[int]]:
+        """The same for a context whose live pages are all local; returns the pages added, by group."""
+        assert context.home is not None
+        pool, last = self.pools[context.home], self._layout.num_pages(end)
+        return [
+            table.grow(pool, live_from, last, context)
+            for table, live_from in zip(context.local, context.live_from, strict=True)
+        ]
 
     # ------------------------------------------------------------------ segments that are to be empty
 
     def vacate(self, pool_id: int, number: int) -> None:
         """Give out no page of this segment any more. What is there does not count as evictable: the room
         would not be free."""
-        pool = self.pools[pool_id]
-        pool.recall(number)
+        self.pools[pool_id].recall(number)
         self._leaving.setdefault(pool_id, set()).add(number)
-        for context in self._idle[pool_id]:
+        for context in self._idlers[pool_id].contexts:
             self.recount(context)
 
-    def leaving(self, pool_id: int) -> set[int]:
-        """Segments that are to be empty and are not yet."""
-        leaving = self._leaving.get(pool_id)
+    def is_shrinking(self, pool_id: int) -> bool:
+        """Whether segments of the pool are to be empty and are not yet."""
+        if pool_id not in self._leaving:
+            return False
+        pool, leaving = self.pools[pool_id], self._leaving[pool_id]
+        present = leaving & pool.segments.keys()
+        leaving &= {n for n in present if pool.segments[n].is_recalled and not pool.is_empty(n)}
         if not leaving:
-            return set()
-        pool = self.pools[pool_id]
-        leaving &= {number for number, segment in pool.segments.items() if segment.is_recalled}
-        return {number for number in leaving if not pool.is_empty(number)}
+            del self._leaving[pool_id]
+        return bool(leaving)
 
-    def pages_in_the_way(self, context: Context) -> list[int]:
-        """Pages of the context in such segments."""
-        if context.home is None or not (leaving := self.leaving(context.home)):
+    def extents_in_the_way(self, context: Context) -> list[Extent]:
+        """Extents of the context's local copy in such segments."""
+        if context.home not in self._leaving:
             return []
-        segment_of = self.pools[context.home].segment_of
-        return [page for page in context.local_pages() if segment_of(page) in leaving]
+        return [extent for table in context.local for extent in table.extents if extent.segment.is_recalled]
 
     def is_in_the_way(self, context: Context) -> bool:
-        return bool(self.pages_in_the_way(context))
+        return bool(self.extents_in_the_way(context))
 
     # ------------------------------------------------------------------ idle contexts
 
     def idle(self, pool_id: int) -> Iterable[Context]:
         """Contexts with pages here that do not run, idle longest first."""
-        return self._idle[pool_id]
+        return self._idlers[pool_id].contexts
+
+    def idle_dirty(self, pool_id: int) -> list[Context]:
+        """Contexts with pages here that do not run, are not mirrored, and are not being mirrored."""
+        return list(self._idlers[pool_id].dirty)
+
+    def num_in_motion(self, pool_id: int) -> int:
+        """Pages of contexts that do not run and have moves in flight."""
+        return self._idlers[pool_id].in_motion
 
     def rest(self, context: Context) -> None:
         """The context, which has a local copy, does not run any more."""
         assert context.home is not None
-        self._idle[context.home][context] = None
+        self._idlers[context.home].contexts[context] = None
+        self.recount(context)
 
     def wake(self, context: Context) -> None:
         """The context is not idle any more."""
-        if context.home is not None:
-            self._idle[context.home].pop(context, None)
+        if context.home is not None and context in self._idlers[context.home].contexts:
+            del self._idlers[context.home].contexts[context]
             self.recount(context)
 
     def recount(self, context: Context) -> None:
-        """Bring the pool's count of evictable pages up to date after a change to the context."""
+        """Bring the pool's counts of idle contexts up to date after a change to this one."""
         if context.home is None:
             return
-        evictable = self._num_evictable(context, context.home)
-        self._evictable[context.home] += evictable - context.evictable
-        context.evictable = evictable
+        idlers = self._idlers[context.home]
+        evictable = in_motion = 0
+        if context in idlers.contexts:
+            evictable = self._num_evictable(context)
+            if context.moves_in_flight:
+                in_motion = context.num_local
+                idlers.dirty.pop(context, None)
+            elif context.mirrored < context.computed:
+                idlers.dirty[context] = None
+            else:
+                idlers.dirty.pop(context, None)
+        else:
+            idlers.dirty.pop(context, None)
+        idlers.evictable += evictable - context.evictable
+        idlers.in_motion += in_motion - context.in_motion
+        context.evictable, context.in_motion = evictable, in_motion
 
-    def _num_evictable(self, context: Context, pool_id: int) -> int:
-        if context not in self._idle[pool_id]:
-            return 0
-        if self.is_in_the_way(context):
+    def _num_evictable(self, context: Context) -> int:
+        if self._leaving and self.is_in_the_way(context):
             return 0  # what is dropped there is not free
-        clean = context.num_clean_pages
-        tables = (table[:clean] for table in context.local)
-        return sum(len(table) - table.count(ABSENT) for table in tables)
+        clean, count = context.num_clean_pages, 0
+        for table in context.local:
+            count += max(0, min(clean - table.first, table.num_pages))
+        return count
 
     # ------------------------------------------------------------------ release
 
@@ -156,53 +190,44 @@ class LocalCopies:
         """Give up the whole local copy."""
         if context.home is None:
             return
-        self.cut(context, 0)
+        for table in context.local:
+            table.clear()
         self.wake(context)
         context.home = None
 
     def cut(self, context: Context, first: int) -> None:
         """Release local pages with index `first` or above."""
-        for group, table in enumerate(context.local):
-            self.drop(context, group, first, len(table))
-            del table[first:]
-
-    def drop(self, context: Context, group: int, first: int, last: int) -> None:
-        """Release the local pages with indices `first .. last - 1` of a group."""
-        assert context.home is not None or not context.num_local
-        table = context.local[group]
-        last = min(last, len(table))
-        pages = [page for page in table[first:last] if page != ABSENT]
-        if pages:
-            assert context.home is not None
-            self.pools[context.home].release(pages)
-            table[first:last] = [ABSENT] * (last - first)
-            context.num_local -= len(pages)
-
-    def drop_pages(self, context: Context, pages: set[int]) -> None:
-        """Release these local pages, wherever they stand in the tables: their content never came."""
         for table in context.local:
-            for index, page in enumerate(table):
-                if page in pages:
-                    table[index] = ABSENT
-                    context.num_local -= 1
-        assert context.home is not None
-        self.pools[context.home].release(sorted(pages))
+            table.cut(first)
+
+    def drop_arriving(self, context: Context) -> None:
+        """Release the pages that fetches were to write, and did not all."""
+        assert context.arriving is not None
+        for table, end in zip(context.local, context.arriving, strict=True):
+            table.drop_before(end)
+        context.arriving = None
+
+    def drop_clean(self, context: Context) -> None:
+        """Drop all local pages of an idle context that the mirror has as well."""
+        self._evict(context, context.num_local)
 
     def _evict(self, context: Context, count: int) -> None:
         """Drop local pages of an idle context that are clean, `count` if it has so many: its first ones."""
-        before, clean = context.num_local, context.num_clean_pages
-        for group, table in enumerate(context.local):
-            short = count - (before - context.num_local)
-            present = [index for index, page in enumerate(table[:clean]) if page != ABSENT][: max(0, short)]
-            if present:
-                self.drop(context, group, present[0], present[-1] + 1)
-        self._counters.evicted_pages += before - context.num_local
-        self.recount(context)
-        if not context.num_local and not context.moves_in_flight:
+        clean, short = context.num_clean_pages, count
+        for table in context.local:
+            if short > 0 and table.num_pages:
+                short -= table.drop_before(min(clean, table.first + short))
+        self._counters.evicted_pages += count - short
+        if context.moves_in_flight or context.num_local:
+            self.recount(context)
+        else:
             self.release(context)
 
     def check_integrity(self) -> None:
-        """The counts of evictable pages agree with the contexts. Raises AssertionError."""
-        for pool_id, idle in self._idle.items():
-            assert self._evictable[pool_id] == sum(context.evictable for context in idle)
-            assert all(context.evictable == self._num_evictable(context, pool_id) for context in idle)
+        """The counts of idle contexts agree with them. Raises AssertionError."""
+        for idlers in self._idlers.values():
+            assert idlers.evictable == sum(context.evictable for context in idlers.contexts)
+            assert idlers.in_motion == sum(context.in_motion for context in idlers.contexts)
+            assert all(context.evictable == self._num_evictable(context) for context in idlers.contexts)
+            dirty = {c for c in idlers.contexts if c.is_dirty and not c.moves_in_flight}
+            assert set(idlers.dirty) == dirty

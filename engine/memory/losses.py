@@ -3,8 +3,9 @@
 from engine.memory.context import Context
 from engine.memory.counters import StoreCounters
 from engine.memory.local_copies import LocalCopies
-from engine.memory.mirrors import Mirrors, Places
+from engine.memory.mirrors import Mirrors
 from engine.memory.page import PageLayout
+from engine.memory.pool import Extent
 
 
 class Losses:
@@ -27,23 +28,26 @@ class Losses:
         self._local.recount(context)
         return released
 
-    def lose_bytes(self, context: Context, places: Places) -> None:
+    def lose_bytes(self, context: Context, extents: list[Extent]) -> None:
         """These mirrored pages of the context hold anything now. It is not on the move, or it is closing."""
-        if places and not context.is_closing:
+        if not context.is_closing:
             assert not context.moves_in_flight
-            self._counters.lost_pages += sum(len(indices) for _, indices in places)
-            self.lose(context, places)
+            self._counters.lost_pages += sum(len(extent.pages) for extent in extents)
+            self.lose(context, extents)
 
-    def lose(self, context: Context, places: Places) -> None:
-        """Mirrored pages are gone: recompute from the first that has no local copy either."""
+    def lose(self, context: Context, extents: list[Extent]) -> None:
+        """Mirrored pages are gone, and with them what comes after: a mirror has no holes. Recompute from the
+        first of those that has no local copy either."""
         if self.drop_mirror(context):
             return
-        for group, indices in places:
-            self._mirrors.drop_at(context, group, indices)
-        first = min(indices[0] for _, indices in places)
+        first = _first_index(context, set(extents))
+        valid, missing = context.num_valid_pages, []
+        for table, live_from in zip(context.local, context.live_from, strict=True):
+            start, end = max(first, live_from), min(table.first, valid) if table.num_pages else valid
+            if start < end:
+                missing.append(start)
         page_tokens = self._layout.page_tokens
-        context.mirrored = context.mirror_target = min(context.mirrored, first * page_tokens)
-        missing = [i for indices in context.absent(context.computed) for i in indices if i >= first]
+        self._mirrors.cut(context, first * page_tokens)
         if missing:
             self.forget_from(context, min(missing) * page_tokens)
         self._local.recount(context)
@@ -55,7 +59,7 @@ class Losses:
             self.release_all(context)
         else:
             context.computed = position
-            context.mirrored = context.mirror_target = min(context.mirrored, position)
+            self._mirrors.cut(context, position)
             self._local.cut(context, context.num_valid_pages)
             if context.home is not None and not context.num_local:
                 self._local.release(context)
@@ -75,3 +79,16 @@ class Losses:
         return any(
             live_from > first_live(group, position) for group, live_from in enumerate(context.live_from)
         )
+
+
+def _first_index(context: Context, extents: set[Extent]) -> int:
+    """The lowest page index that one of these extents of the context's mirror holds."""
+    found = []
+    for table in context.mirror:
+        index = table.first
+        for extent in table.extents:
+            if extent in extents:
+                found.append(index)
+                break
+            index += len(extent.pages)
+    return min(found)

@@ -1,4 +1,4 @@
-"""Mirrors: copies of contexts in other tiers, page by page wherever there is room.
+"""Mirrors: copies of contexts in other tiers, wherever there was room.
 
 A mirror stays where it is while it is good. Contexts take turns, so what stopped last runs last: to make
 place for it by pushing out what runs sooner would cost two moves and gain nothing. Contexts that find no
@@ -8,12 +8,9 @@ room in the better tiers go to the next, and those that are there already keep t
 from collections.abc import Iterator
 from typing import Protocol
 
-from engine.memory.context import ABSENT, Context, by_pool, page_ref
+from engine.memory.context import Context
 from engine.memory.placement import Placement
-from engine.memory.pool import PagePool
-
-Places = list[tuple[int, list[int]]]
-"""Pages of a context: (group, page indices in order), for each group that has some."""
+from engine.memory.pool import Extent, PagePool
 
 
 class Market(Protocol):
@@ -33,74 +30,98 @@ class Mirrors:
         self.tiers: dict[int, PagePool] = {}
         self.market: Market | None = None
         self.placement = placement
-        self._holders: dict[int, dict[Context, None]] = {}  # by leased segment: who may have pages there
 
     # ------------------------------------------------------------------ places
 
-    def num_missing(self, context: Context, first: int, last: int) -> int:
-        """Places that live pages from index `first` to `last` need and do not have."""
+    def num_missing(self, context: Context, last: int) -> int:
+        """Places that live pages below index `last` need and do not have."""
         missing = 0
-        for refs, live_from in zip(context.mirror, context.live_from, strict=True):
-            missing += max(0, last - max(len(refs), live_from))
-            missing += refs[max(first, live_from) : last].count(ABSENT)
+        for table, live_from in zip(context.mirror, context.live_from, strict=True):
+            missing += max(0, table.num_missing(live_from, last))
         return missing
 
     def has_room(self, home: int, count: int) -> bool:
         """Whether mirrors of contexts at `home` could have so many pages more."""
-        for pools in self.placement.classes(home):
+        classes = self.placement.classes(home)
+        for pools in classes:
             for pool_id in pools:
                 count -= self.tiers[pool_id].num_free
                 if count <= 0:
                     return True
-        return count <= sum(
-            self._num_on_offer(pool_id) for pools in self.placement.classes(home) for pool_id in pools
-        )
+        return count <= sum(self._num_on_offer(pool_id) for pools in classes for pool_id in pools)
 
-    def grow(self, context: Context, first: int, last: int) -> bool:
-        """Give every live page from index `first` to `last` a place in the best tiers that have room; False,
-        with nothing changed, if they do not all fit."""
+    def grow(self, context: Context, last: int) -> bool:
+        """Give every live page below index `last` a place in the best tiers that have room; False, with
+        nothing changed, if they do not all fit."""
         assert context.home is not None
-        missing = self.num_missing(context, first, last)
+        missing = self.num_missing(context, last)
+        pool = self._place_for_all(context, context.home, missing)
+        if pool is not None:
+            for table, live_from in zip(context.mirror, context.live_from, strict=True):
+                table.grow(pool, live_from, last, context)
+            return True
         if not self.has_room(context.home, missing):
             return False
-        places = self.take(context, context.home, missing)
-        for refs, live_from in zip(context.mirror, context.live_from, strict=True):
-            start = max(first, live_from)
-            holes = [index for index in range(start, min(last, len(refs))) if refs[index] == ABSENT]
-            for index in holes:
-                refs[index] = places.pop()
-            refs.extend([ABSENT] * (start - len(refs)))
-            more = last - max(len(refs), start)
-            if more > 0:
-                refs += places[-more:]
-                del places[-more:]
+        for pool in self._places(context.home, missing):
+            for table, live_from in zip(context.mirror, context.live_from, strict=True):
+                room = min(pool.num_free, table.num_missing(live_from, last))
+                if room > 0:
+                    start = table.end if table.num_pages else live_from
+                    table.grow(pool, live_from, start + room, context)
         return True
 
-    def take(self, context: Context, home: int, count: int) -> list[int]:
-        """Places for pages of the context, in the best tiers that `home` reaches and that have room: as
-        references, at most `count`."""
-        places: list[int] = []
-        for pools in self.placement.classes(home):
-            if len(places) == count:
-                break
-            roomiest = sorted(pools, key=self._num_free_in, reverse=True) if len(pools) > 1 else pools
-            for pool_id in roomiest:
-                if len(places) == count:
-                    return places
-                places += self._take_from(context, self.tiers[pool_id], count - len(places))
-        return places
+    def take(self, context: Context, home: int, count: int) -> list[Extent]:
+        """Places for `count` pages of the context in the best tiers that `home` reaches; there is room."""
+        pool = self._place_for_all(None, home, count)
+        if pool is not None:
+            return pool.allocate(count, context)
+        extents: list[Extent] = []
+        for pool in self._places(home, count):
+            room = min(pool.num_free, count)
+            pool.grow(extents, room, context)
+            count -= room
+        assert not count
+        return extents
 
-    def _take_from(self, context: Context, pool: PagePool, count: int) -> list[int]:
-        if pool.is_leased and pool.num_free < count and self.market is not None:
-            self.market.lease(pool.pool_id, count - pool.num_free)
-        pages = pool.allocate(min(count, pool.num_free))
-        if pool.is_leased:
-            for number, _ in pool.by_segment(pages):
-                key = page_ref(pool.pool_id, number)
-                context.mirror_segments.add(key)
-                self._holders.setdefault(key, {})[context] = None
-        base = page_ref(pool.pool_id, 0)
-        return [base | page for page in pages]
+    def _place_for_all(self, context: Context | None, home: int, count: int) -> PagePool | None:
+        """The best tier, if there is one that has so many pages free: that where the context's mirror ends,
+        if none is better, or else the roomiest of equally good ones. None if they have to be leased, or
+        spread over several."""
+        for pools in self.placement.classes(home):
+            best = self._current(context, pools, count) if context is not None else None
+            if best is not None:
+                return best
+            most = count - 1
+            for pool_id in pools:
+                pool = self.tiers[pool_id]
+                if pool.num_free > most:
+                    best, most = pool, pool.num_free
+            if best is not None:
+                return best
+            if any(self.tiers[pool_id].num_free or self._num_on_offer(pool_id) for pool_id in pools):
+                return None
+        return None
+
+    def _current(self, context: Context, pools: list[int], count: int) -> PagePool | None:
+        """The pool in which the context's mirror ends, if it is one of these and has room."""
+        extents = context.mirror[0].extents
+        if not extents:
+            return None
+        pool = extents[-1].segment.pool
+        return pool if pool.num_free >= count and pool.pool_id in pools else None
+
+    def _places(self, home: int, count: int) -> Iterator[PagePool]:
+        """Tiers with free pages, best first, until `count` were offered; what they lack is leased."""
+        for pools in self.placement.classes(home):
+            for pool_id in sorted(pools, key=self._num_free_in, reverse=True) if len(pools) > 1 else pools:
+                pool = self.tiers[pool_id]
+                if pool.is_leased and pool.num_free < count and self.market is not None:
+                    self.market.lease(pool_id, count - pool.num_free)
+                if pool.num_free:
+                    count -= min(pool.num_free, count)
+                    yield pool
+                if not count:
+                    return
 
     def _num_free_in(self, pool_id: int) -> int:
         return self.tiers[pool_id].num_free + self._num_on_offer(pool_id)
@@ -112,67 +133,39 @@ class Mirrors:
 
     # ------------------------------------------------------------------ giving back
 
-    def drop(self, context: Context, group: int, first: int, last: int) -> int:
-        """Release the mirrored pages with indices `first .. last - 1`; how many there were."""
-        refs = context.mirror[group]
-        last = min(last, len(refs))
-        dropped = [ref for ref in refs[first:last] if ref != ABSENT]
-        self.release(dropped)
-        refs[first:last] = [ABSENT] * max(0, last - first)
-        return len(dropped)
-
-    def drop_at(self, context: Context, group: int, indices: list[int]) -> None:
-        """Release these mirrored pages."""
-        refs = context.mirror[group]
-        self.release([refs[index] for index in indices])
-        for index in indices:
-            refs[index] = ABSENT
+    def cut(self, context: Context, position: int) -> None:
+        """Have no more than the positions before this one."""
+        context.mirrored = context.mirror_target = min(context.mirrored, position)
+        end = context.layout.num_pages(context.mirrored)
+        for table in context.mirror:
+            table.cut(end)
 
     def drop_all(self, context: Context) -> int:
         """Release the whole mirror; how many pages it had."""
-        dropped = [ref for refs in context.mirror for ref in refs if ref != ABSENT]
-        self.release(dropped)
-        for refs in context.mirror:
-            refs.clear()
-        for key in context.mirror_segments:
-            self._holders[key].pop(context, None)
-        context.mirror_segments.clear()
+        dropped = 0
+        for table in context.mirror:
+            dropped += table.clear()
         context.mirrored = context.mirror_target = 0
-        return len(dropped)
-
-    def release(self, refs: list[int]) -> None:
-        """Give places back."""
-        for pool_id, (pages, _) in by_pool(refs, refs).items():
-            self.tiers[pool_id].release(pages)
+        return dropped
 
     def release_retired(self, context: Context) -> None:
         """Nothing touches the pages any more that the context moved away from."""
-        self.release(context.retired)
+        for extent in context.retired:
+            extent.segment.pool.release(extent)
         context.retired.clear()
 
     # ------------------------------------------------------------------ segments
 
-    def holders(self, pool_id: int, number: int) -> dict[Context, None]:
-        """Contexts that may have pages in a leased segment."""
-        return dict(self._holders.get(page_ref(pool_id, number), ()))
-
-    def places_in(self, context: Context, pool_id: int, number: int) -> Places:
-        """The context's pages in a segment. Forgets it as a holder if it has none."""
-        pages = self.tiers[pool_id].whole_pages(number)
-        low, high = page_ref(pool_id, pages.start), page_ref(pool_id, pages.stop)
-        found = [
-            (group, indices)
-            for group, refs in enumerate(context.mirror)
-            if (indices := [index for index, ref in enumerate(refs) if low <= ref < high])
-        ]
-        if not found and not context.retired:
-            key = page_ref(pool_id, number)
-            self._holders.get(key, {}).pop(context, None)
-            context.mirror_segments.discard(key)
+    def extents_in(self, pool_id: int, number: int) -> dict[Context, list[Extent]]:
+        """The extents of a segment, by the context that has them."""
+        found: dict[Context, list[Extent]] = {}
+        for extent in self.tiers[pool_id].segments[number].extents:
+            assert extent.holder is not None
+            found.setdefault(extent.holder, []).append(extent)
         return found
 
-    def held(self, context: Context) -> Iterator[int]:
-        """References of all pages that the context has in tiers."""
-        for refs in context.mirror:
-            yield from (ref for ref in refs if ref != ABSENT)
+    def held(self, context: Context) -> Iterator[Extent]:
+        """All extents that the context has in tiers."""
+        for table in context.mirror:
+            yield from table.extents
         yield from context.retired

@@ -1,11 +1,16 @@
 """Moves that runners have been told to make and have not reported."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
 from engine.memory.context import Context
 from engine.memory.counters import StoreCounters
+from engine.memory.pool import Extent
 from engine.messages import Move
+
+Relocation = tuple[Extent, list[Extent]]
+"""(old place, new places) of the same pages"""
 
 
 class Purpose(Enum):
@@ -25,6 +30,7 @@ class OpenMove:
     purpose: Purpose
     runner: int
     move: Move
+    relocations: tuple[Relocation, ...] = ()  # of a RELOCATE or SHIFT
 
 
 class OpenMoves:
@@ -48,6 +54,7 @@ class OpenMoves:
         runner: int,
         path: tuple[int, int],
         pages: tuple[list[int], list[int]],
+        relocations: tuple[Relocation, ...] = (),
     ) -> Move:
         """A new move between the pools of `path`; `pages` are its source and destination pages."""
         self._last_id += 1
@@ -59,7 +66,7 @@ class OpenMoves:
             dst_pages=pages[1],
             urgent=purpose is Purpose.FETCH,
         )
-        self._open[move.move_id] = OpenMove(context, purpose, runner, move)
+        self._open[self._last_id] = OpenMove(context, purpose, runner, move, relocations)
         context.moves_in_flight += 1
         return move
 
@@ -78,10 +85,11 @@ class OpenMoves:
     def of_context(self, context: Context) -> list[OpenMove]:
         return [open_move for open_move in self._open.values() if open_move.context is context]
 
-    def being_written(self) -> list[tuple[int, list[int]]]:
-        """(pool, pages) that no table names yet: destinations of relocations and shifts."""
-        unnamed = (Purpose.RELOCATE, Purpose.SHIFT)
-        return [(o.move.dst_pool, o.move.dst_pages) for o in self._open.values() if o.purpose in unnamed]
+    def being_written(self) -> Iterator[Extent]:
+        """What no table names yet: destinations of relocations and shifts."""
+        for open_move in self._open.values():
+            for _, new in open_move.relocations:
+                yield from new
 
     def touching(self, pool_id: int) -> set[Context]:
         """Contexts that are being moved from or to this pool."""

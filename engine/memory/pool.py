@@ -1,22 +1,53 @@
-"""The ledger of a pool of equal pages: which are free. Bytes live elsewhere (in runners, by descriptor)."""
+"""The ledger of a pool of equal pages: which are free, and who has the others. Bytes live elsewhere (in
+runners, by descriptor).
 
-from collections.abc import Iterable, Iterator, Sequence
+Pages are given out in extents, so that what is done with the pages of a context costs by the extent, and by
+the page no more than slicing a list does.
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sortedcontainers import SortedSet
 
+if TYPE_CHECKING:
+    from engine.memory.context import Context
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
+class Extent:
+    """Pages of one segment that stand next to each other in a page table of `holder`, in this order.
+
+    They need not be neighbours in the pool: a context grows by a page or two per slice, beside many others,
+    and would soon be in as many runs as it has pages.
+    """
+
+    segment: "Segment"
+    pages: list[int]
+    holder: "Context | None"  # None: not a context's
+
+
+@dataclass(slots=True, eq=False)
 class Segment:
     """Pages that lie together and are lent together. `free` is a stack."""
 
+    pool: "PagePool"
+    number: int
     num_pages: int = 0  # that the pool may use: free or somebody's
     free: list[int] = field(default_factory=list)
+    extents: dict[Extent, None] = field(default_factory=dict)  # all that is not free
     is_recalled: bool = False  # gives out no page any more
 
     @property
     def num_used(self) -> int:
         return self.num_pages - len(self.free)
+
+    def take(self, count: int) -> list[int]:
+        """Up to `count` pages off the stack."""
+        taken = self.free[: -count - 1 : -1]
+        del self.free[-count:]
+        return taken
 
 
 class PagePool:
@@ -24,8 +55,7 @@ class PagePool:
 
     The pool is in segments of `segment_bytes` (None: it is all one); a page belongs to the segment in which
     it begins. Segments come and go as they are lent: a leased pool starts with none. Pages are taken from the
-    lowest segment that has some, so that high ones stay empty; within a segment, allocation and release are
-    slices of a list: microseconds for thousands.
+    lowest segment that has some, so that high ones stay empty.
     """
 
     def __init__(
@@ -57,56 +87,79 @@ class PagePool:
         """Segments that the pool's memory has, whoever uses them."""
         return -(-self.num_pages * self.page_bytes // self.segment_bytes)
 
-    def segment_of(self, page: int) -> int:
-        return page * self.page_bytes // self.segment_bytes
-
     def whole_pages(self, number: int) -> range:
         """Pages that lie wholly within a segment: what a borrower can use of it."""
         end = min((number + 1) * self.segment_bytes // self.page_bytes, self.num_pages)
         return range(self._begin(number), max(self._begin(number), end))
 
-    def allocate(self, count: int) -> list[int]:
+    # ------------------------------------------------------------------ allocation
+
+    def allocate(self, count: int, holder: "Context | None" = None) -> list[Extent]:
         """Take `count` pages. The caller has looked at `num_free`."""
+        extents: list[Extent] = []
+        self.grow(extents, count, holder)
+        return extents
+
+    def grow(self, extents: list[Extent], count: int, holder: "Context | None") -> list[int]:
+        """Take `count` pages and put them behind `extents`: in the segment of the last of them while that has
+        room. The caller has looked at `num_free`. Returns the pages."""
         assert 0 <= count <= self.num_free, f"pool {self.pool_id}: {count} of {self.num_free} free"
-        pages: list[int] = []
-        while len(pages) < count:
-            number = self._roomy[0]
-            free = self.segments[number].free
-            taken = free[-(count - len(pages)) :]
-            del free[-len(taken) :]
-            if not free:
-                self._roomy.discard(number)
-            taken.reverse()
-            pages += taken
         self.num_free -= count
         self.num_used += count
+        added: list[int] = []
+        if extents and count:
+            last = extents[-1]
+            segment = last.segment
+            if segment.pool is self and segment.free and not segment.is_recalled:
+                added = self._take(segment, count)
+                last.pages += added
+        while len(added) < count:
+            segment = self.segments[self._roomy[0]]
+            pages = self._take(segment, count - len(added))
+            extent = Extent(segment, pages, holder)
+            segment.extents[extent] = None
+            extents.append(extent)
+            added = added + pages  # never the extent's own list
+        return added
+
+    def _take(self, segment: Segment, count: int) -> list[int]:
+        pages = segment.take(count)
+        if not segment.free:
+            self._roomy.discard(segment.number)
         return pages
 
-    def release(self, pages: Sequence[int]) -> None:
-        """Give pages back. Nobody may read or write them any more."""
-        for number, run in self.by_segment(pages):
-            segment = self.segments[number]
-            segment.free += run
-            assert segment.num_used >= 0, f"pool {self.pool_id}: a page was released twice"
-            if not segment.is_recalled:
-                self.num_free += len(run)
-                self._roomy.add(number)
-        self.num_used -= len(pages)
+    def release(self, extent: Extent) -> None:
+        """Give all its pages back. Nobody may read or write them any more."""
+        segment = extent.segment
+        del segment.extents[extent]
+        self._give_back(segment, extent.pages)
 
-    def by_segment(self, pages: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
-        """Runs of `pages` that lie in the same segment, in order."""
-        start = 0
-        if len(pages) > 0 and self.num_segments == 1:
-            yield 0, pages
-            return
-        while start < len(pages):
-            number = self.segment_of(pages[start])
-            low, high = self._begin(number), self._begin(number + 1)
-            end = start + 1
-            while end < len(pages) and low <= pages[end] < high:
-                end += 1
-            yield number, pages[start:end]
-            start = end
+    def release_first(self, extent: Extent, count: int) -> None:
+        """Give back the first `count` of its pages, of which some stay."""
+        pages = extent.pages[:count]
+        del extent.pages[:count]
+        self._give_back(extent.segment, pages)
+
+    def release_last(self, extent: Extent, count: int) -> None:
+        """Give back the last `count` of its pages, of which some stay."""
+        pages = extent.pages[-count:]
+        del extent.pages[-count:]
+        self._give_back(extent.segment, pages)
+
+    def split(self, extent: Extent, count: int) -> Extent:
+        """Leave the first `count` pages to `extent`; the others, in an extent of their own."""
+        rest = Extent(extent.segment, extent.pages[count:], extent.holder)
+        del extent.pages[count:]
+        extent.segment.extents[rest] = None
+        return rest
+
+    def _give_back(self, segment: Segment, pages: list[int]) -> None:
+        self.num_used -= len(pages)
+        if not segment.is_recalled:
+            self.num_free += len(pages)
+            if not segment.free:
+                self._roomy.add(segment.number)
+        segment.free += reversed(pages)
 
     # ------------------------------------------------------------------ segments that come and go
 
@@ -114,7 +167,9 @@ class PagePool:
         """These pages of segment `number` may be used from now on."""
         if not pages:
             return
-        segment = self.segments.setdefault(number, Segment())
+        segment = self.segments.get(number)
+        if segment is None:
+            segment = self.segments[number] = Segment(self, number)
         assert not segment.is_recalled
         segment.free += reversed(pages)
         segment.num_pages += len(pages)
@@ -140,21 +195,23 @@ class PagePool:
     def is_empty(self, number: int) -> bool:
         return self.segments[number].num_used == 0
 
-    def check_integrity(self, held: Iterable[int]) -> None:
-        """`held` are all pages that somebody has: with the free ones they make up the pool, each once."""
-        pages = list(held)
-        assert self.num_used == len(pages), f"pool {self.pool_id}: {len(pages)} held, {self.num_used} counted"
-        counts = dict.fromkeys(self.segments, 0)
-        for number, run in self.by_segment(sorted(pages)):
-            counts[number] += len(run)
+    def check_integrity(self, held: Iterable[Extent]) -> None:
+        """`held` are all extents that somebody has: with the free pages they make up the pool, each once."""
+        extents = [extent for segment in self.segments.values() for extent in segment.extents]
+        assert set(held) == set(extents), f"pool {self.pool_id}: an extent is nobody's"
+        pages = [page for segment in self.segments.values() for page in segment.free]
         for number, segment in self.segments.items():
-            assert counts[number] == segment.num_used, f"pool {self.pool_id}: pages lost in segment {number}"
+            own = [page for extent in segment.extents for page in extent.pages]
+            assert all(extent.segment is segment and extent.pages for extent in segment.extents)
+            assert len(own) == segment.num_used, f"pool {self.pool_id}: pages lost in segment {number}"
+            assert all(self._begin(number) <= page < self._begin(number + 1) for page in own + segment.free)
             assert (number in self._roomy) == (bool(segment.free) and not segment.is_recalled)
-            pages += segment.free
+            pages += own
         assert len(set(pages)) == len(pages) == self.num_usable, f"pool {self.pool_id}: a page is shared"
         assert all(self.first <= page < self.num_pages for page in pages)
-        free = sum(len(s.free) for s in self.segments.values() if not s.is_recalled)
-        assert free == self.num_free
+        segments = self.segments.values()
+        assert self.num_used == sum(segment.num_used for segment in segments)
+        assert self.num_free == sum(len(s.free) for s in segments if not s.is_recalled)
 
     def _begin(self, number: int) -> int:
         """The first page that begins in segment `number`, or the end of the pool."""

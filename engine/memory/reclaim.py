@@ -1,18 +1,19 @@
 """Emptying segments of leased tiers that their lenders want back."""
 
-from engine.memory.context import Context, by_pool, page_ref
+from engine.memory.context import Context
 from engine.memory.counters import StoreCounters
 from engine.memory.losses import Losses
-from engine.memory.mirrors import Mirrors, Places
-from engine.memory.open_moves import OpenMove, OpenMoves, Purpose
+from engine.memory.mirrors import Mirrors
+from engine.memory.open_moves import OpenMove, OpenMoves, Purpose, Relocation
+from engine.memory.pool import Extent, PagePool
 from engine.messages import Move
 
 
 class Reclaim:
-    """Knows which segments are being emptied and moves pages out of them, to other lenders or to the host.
+    """Knows which segments are being emptied and moves extents out of them, to other lenders or to the host.
 
-    A page that is being moved keeps its old place until the move is complete, and the old place is freed when
-    no other move of its context is in flight: a fetch may be reading it.
+    An extent that is being moved keeps its old place until the move is complete, and the old place is freed
+    when no other move of its context is in flight: a fetch may be reading it.
     """
 
     def __init__(self, mirrors: Mirrors, moves: OpenMoves, losses: Losses, counters: StoreCounters) -> None:
@@ -20,91 +21,130 @@ class Reclaim:
         self._moves = moves
         self._losses = losses
         self._counters = counters
-        self._recalled: dict[int, tuple[int, int]] = {}  # by the segment's key: pool id, segment
+        self._recalled: dict[tuple[int, int], None] = {}  # (pool id, segment)
 
     def recall(self, pool_id: int, segments: list[int]) -> None:
         """Give out no page of these segments any more."""
         for number in segments:
             self._mirrors.tiers[pool_id].recall(number)
-            self._recalled[page_ref(pool_id, number)] = (pool_id, number)
+            self._recalled[pool_id, number] = None
 
     @property
     def is_busy(self) -> bool:
         """Whether some segment is still being emptied, as far as `contexts` has seen."""
         return bool(self._recalled)
 
-    def contexts(self) -> list[Context]:
-        """Who may have pages in segments that are not empty yet, oldest first."""
-        found: dict[Context, None] = {}
-        for key, (pool_id, number) in list(self._recalled.items()):
-            pool = self._mirrors.tiers[pool_id]
-            if number not in pool.segments or pool.is_empty(number):
-                del self._recalled[key]
-            else:
-                found |= self._mirrors.holders(pool_id, number)
-        return sorted(found, key=lambda context: context.serial)
+    def contexts(self) -> list[tuple[Context, list[Extent]]]:
+        """Who has extents in segments that are not empty yet, oldest first, and can be moved now."""
+        found: dict[Context, list[Extent]] = {}
+        for pool_id, number in list(self._recalled):
+            segment = self._mirrors.tiers[pool_id].segments.get(number)
+            if segment is None or not segment.extents:
+                del self._recalled[pool_id, number]
+                continue
+            for extent in segment.extents:
+                context = extent.holder
+                assert context is not None
+                if context in found:
+                    found[context].append(extent)
+                elif not context.moves_in_flight:
+                    found[context] = [extent]
+        return sorted(found.items(), key=_by_age)
 
-    def empty(self, context: Context, runners: list[int]) -> list[tuple[int, Move]]:
-        """Get the context out of recalled segments, now or with the moves returned. One with a move in flight
-        stays as it is."""
-        if context.moves_in_flight or self._losses.drop_mirror(context):
+    def empty(self, context: Context, extents: list[Extent], runners: list[int]) -> list[tuple[int, Move]]:
+        """Get the context out of these extents, now or with the moves returned."""
+        if self._losses.drop_mirror(context):
             return []
-        moves = []
-        for pool_id, places in self._places(context).items():
-            relocated = self._relocate(context, pool_id, places, runners)
+        moves: list[tuple[int, Move]] = []
+        for pool, own in _by_pool(extents):
+            relocated = self._relocate(context, pool, own, runners)
             if not relocated and runners and not context.moves_in_flight:
-                self._losses.lose(context, places)
+                self._losses.lose(context, own)
+                break  # it may have taken the other extents along
             moves += relocated
         return moves
 
-    def _places(self, context: Context) -> dict[int, Places]:
-        """By pool, the context's pages in recalled segments."""
-        places: dict[int, Places] = {}
-        for key in sorted(context.mirror_segments & self._recalled.keys()):
-            pool_id, number = self._recalled[key]
-            found = self._mirrors.places_in(context, pool_id, number)
-            if found:
-                places.setdefault(pool_id, []).extend(found)
-        return places
-
     def _relocate(
-        self, context: Context, pool_id: int, places: Places, runners: list[int]
+        self, context: Context, pool: PagePool, extents: list[Extent], runners: list[int]
     ) -> list[tuple[int, Move]]:
-        """Start moving these pages of an idle or partly local context to the best tiers that have room.
+        """Start moving these extents of an idle or partly local context to the best tiers that have room.
 
         Returns each move with its runner: the context's own if it works, else another that reaches both
         pools. Empty, with nothing changed, if there is no room for all of them or nobody to do it.
         """
-        runner = self._choose_runner(context, pool_id, runners)
+        runner = self._choose_runner(context, pool.pool_id, runners)
         if runner is None:
             return []
-        refs = [context.mirror[group][index] for group, indices in places for index in indices]
-        if not self._mirrors.has_room(runner, len(refs)):
+        count = 0
+        for extent in extents:
+            count += len(extent.pages)
+        if not self._mirrors.has_room(runner, count):
             return []
-        targets = self._mirrors.take(context, runner, len(refs))
-        base = page_ref(pool_id, 0)
         return [
-            (runner, self._moves.start(context, Purpose.RELOCATE, runner, (pool_id, target), (src, dst)))
-            for target, (dst, src) in by_pool(targets, [ref - base for ref in refs]).items()
+            (runner, self._start(context, runner, pool, target, relocations))
+            for target, relocations in self._new_places(context, extents, runner).items()
         ]
+
+    def _new_places(
+        self, context: Context, extents: list[Extent], runner: int
+    ) -> dict[PagePool, list[Relocation]]:
+        """By target pool. An extent that has to be spread over several pools is split."""
+        by_target: dict[PagePool, list[Relocation]] = {}
+        for extent in extents:
+            new = self._mirrors.take(context, runner, len(extent.pages))
+            for target, places in _by_pool(new):
+                count = sum([len(place.pages) for place in places])
+                rest = self._split(context, extent, count) if count < len(extent.pages) else None
+                by_target.setdefault(target, []).append((extent, places))
+                extent = rest or extent
+        return by_target
+
+    def _split(self, context: Context, extent: Extent, count: int) -> Extent:
+        (table,) = (table for table in context.mirror if extent in table.extents)
+        return table.split(extent, count)
+
+    def _start(
+        self, context: Context, runner: int, source: PagePool, target: PagePool, relocations: list[Relocation]
+    ) -> Move:
+        src_pages: list[int] = []
+        dst_pages: list[int] = []
+        for old, new in relocations:
+            src_pages += old.pages
+            for extent in new:
+                dst_pages += extent.pages
+        path, pages = (source.pool_id, target.pool_id), (src_pages, dst_pages)
+        return self._moves.start(context, Purpose.RELOCATE, runner, path, pages, tuple(relocations))
 
     def finish(self, done: OpenMove) -> None:
         """The copies are good: they are the mirror now."""
-        move = done.move
-        base, new_base = page_ref(move.src_pool, 0), page_ref(move.dst_pool, 0)
-        moved = {base + src: new_base + dst for src, dst in zip(move.src_pages, move.dst_pages, strict=True)}
-        for refs in done.context.mirror:
-            refs[:] = [moved.get(ref, ref) for ref in refs]
-        done.context.retired += moved
-        self._counters.relocated_pages += len(moved)
+        for old, new in done.relocations:
+            for table in done.context.mirror:
+                if old in table.extents:
+                    table.replace(old, new)
+            done.context.retired.append(old)
+        self._counters.relocated_pages += len(done.move.src_pages)
 
     def undo(self, lost: OpenMove) -> None:
         """The runner is gone before the copies were complete."""
-        move = lost.move
-        lost.context.retired += [page_ref(move.dst_pool, page) for page in move.dst_pages]
+        for _, new in lost.relocations:
+            lost.context.retired += new
 
     def _choose_runner(self, context: Context, pool_id: int, runners: list[int]) -> int | None:
         able = [runner for runner in runners if self._mirrors.placement.reaches(runner, pool_id)]
         if context.home in able:
             return context.home
         return able[0] if able else None
+
+
+def _by_age(found: tuple[Context, list[Extent]]) -> int:
+    return found[0].serial
+
+
+def _by_pool(extents: list[Extent]) -> list[tuple[PagePool, list[Extent]]]:
+    """Split extents by pool, in order."""
+    if len(extents) == 1:
+        return [(extents[0].segment.pool, extents)]
+    split: dict[PagePool, list[Extent]] = {}
+    for extent in extents:
+        split.setdefault(extent.segment.pool, []).append(extent)
+    return list(split.items())

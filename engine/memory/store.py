@@ -16,7 +16,7 @@ contexts on their way to another device (`departures`), segments of tiers that a
 segments of local pools that are to be empty (`vacating`), and what is given up for good (`losses`).
 """
 
-from engine.memory.context import ABSENT, Context, by_pool, page_of, pool_of
+from engine.memory.context import Context
 from engine.memory.counters import StoreCounters
 from engine.memory.departures import Departures
 from engine.memory.local_copies import Landlord, LocalCopies
@@ -24,8 +24,9 @@ from engine.memory.losses import Losses
 from engine.memory.mirrors import Market, Mirrors
 from engine.memory.open_moves import OpenMove, OpenMoves, Purpose
 from engine.memory.page import PageLayout
+from engine.memory.page_table import PageTable
 from engine.memory.placement import Placement
-from engine.memory.pool import PagePool
+from engine.memory.pool import Extent, PagePool
 from engine.memory.reclaim import Reclaim
 from engine.memory.vacating import Vacating
 from engine.messages import Move
@@ -46,6 +47,8 @@ class ContextStore:
         self._reclaim = Reclaim(self._mirrors, self._moves, self._losses, self.counters)
         self._vacating = Vacating(self._local, self._mirrors, self._moves, self._losses)
         self._departures = Departures(self._local)
+        self._running: dict[Context, None] = {}
+        self._windowed = [group for group, layers in enumerate(layout.groups) if layers.window is not None]
         self._last_serial = 0
 
     @property
@@ -124,18 +127,41 @@ class ContextStore:
         if not self._local.make_room(pool_id, self.pages_needed(context, pool_id, end), besides=context):
             return None
         self._local.wake(context)
-        sources = self._departures.leave(context) if context.home != pool_id else context.mirror
+        old = self._departures.leave(context) if context.home != pool_id else []
         context.home = pool_id
-        fetched = context.absent(context.computed)
+        valid = context.num_valid_pages
+        fetch_until = [min(t.first, valid) if t.num_pages else valid for t in context.local]
         self._local.allocate(context, end)
         context.is_running = True
-        refs = [refs[index] for refs, indices in zip(sources, fetched, strict=True) for index in indices]
-        pages = [
-            table[index] for table, indices in zip(context.local, fetched, strict=True) for index in indices
-        ]
+        self._running[context] = None
+        moves = self._fetch(context, fetch_until, old) if valid else []
+        if moves:
+            context.arriving = fetch_until
+        return moves
+
+    def _fetch(self, context: Context, until: list[int], old: list[PageTable]) -> list[Move]:
+        """Moves that bring the pages below index `until[group]` to the local copy: from `old` tables, which
+        it has where it comes from, and otherwise from its mirror."""
+        home = context.home
+        assert home is not None
+        by_source: dict[PagePool, tuple[list[int], list[int]]] = {}
+        for group, (table, first, last) in enumerate(
+            zip(context.local, context.live_from, until, strict=True)
+        ):
+            mirrored = last
+            if old and old[group].num_pages:
+                mirrored = max(first, min(last, old[group].first))
+            sources = [*context.mirror[group].parts(first, mirrored)] if first < mirrored else []
+            if mirrored < last:
+                sources += old[group].parts(mirrored, last)
+            for pool, pages in sources:
+                src, dst = by_source.setdefault(pool, ([], []))
+                src += pages
+                dst += table.between(first, first + len(pages))
+                first += len(pages)
         return [
-            self._moves.start(context, Purpose.FETCH, pool_id, (source, pool_id), moved)
-            for source, moved in by_pool(refs, pages).items()
+            self._moves.start(context, Purpose.FETCH, home, (pool.pool_id, home), pages)
+            for pool, pages in by_source.items()
         ]
 
     def extend(self, context: Context, end: int) -> list[list[int]] | None:
@@ -146,14 +172,13 @@ class ContextStore:
         self.trim(context)
         if not self._local.make_room(context.home, context.num_absent(end)):
             return None
-        sizes = [len(table) for table in context.local]
-        self._local.allocate(context, end)
-        return [table[size:] for table, size in zip(context.local, sizes, strict=True)]
+        return self._local.extend(context, end)
 
     def stop(self, context: Context) -> None:
         """The runner has ended the context's slice. Pages that it did not use come back; the others stay
         until somebody needs the room."""
         context.is_running = False
+        self._running.pop(context, None)
         if not context.is_closing and context.home is not None:
             self._local.cut(context, context.num_valid_pages)
             self.trim(context)
@@ -162,18 +187,17 @@ class ContextStore:
             else:
                 self._local.release(context)
         self._settle(context)
-        self._local.recount(context)
 
     def trim(self, context: Context) -> None:
         """Release what lies behind sliding windows, local and mirrored, unless a move may touch it."""
-        if context.moves_in_flight:
+        if context.moves_in_flight or not self._windowed:
             return
-        for group, before in enumerate(context.live_from):
+        for group in self._windowed:
             first = self.layout.first_live_page(group, context.computed)
-            if first > before:
+            if first > context.live_from[group]:
                 context.live_from[group] = first
-                self._local.drop(context, group, before, first)
-                self._mirrors.drop(context, group, before, first)
+                context.local[group].drop_before(first)
+                context.mirror[group].drop_before(first)
 
     # ------------------------------------------------------------------ mirrors
 
@@ -184,34 +208,37 @@ class ContextStore:
         """
         page_tokens = self.layout.page_tokens
         upto = context.computed if whole else context.computed - context.computed % page_tokens
-        if context.moves_in_flight or context.home is None or upto <= context.mirrored:
+        home = context.home
+        if context.moves_in_flight or home is None or upto <= context.mirrored:
             return []
-        first, last = context.mirrored // page_tokens, self.layout.num_pages(upto)
-        if not context.is_running:
-            self._drop_redundant_mirrors(context, self._mirrors.num_missing(context, first, last))
-        if not self._mirrors.grow(context, first, last):
+        first, last = context.mirrored // page_tokens, -(-upto // page_tokens)
+        if not self._mirrors.grow(context, last) and not self._make_redundant_way(context, last):
             return []
         context.mirror_target = upto
-        pages: list[int] = []
-        refs: list[int] = []
+        by_target: dict[PagePool, tuple[list[int], list[int]]] = {}
         for local, mirror, live_from in zip(context.local, context.mirror, context.live_from, strict=True):
-            pages += local[max(first, live_from) : last]
-            refs += mirror[max(first, live_from) : last]
-        home = context.home
+            start = max(first, live_from)
+            for pool, pages in mirror.parts(start, last):
+                src, dst = by_target.setdefault(pool, ([], []))
+                src += local.between(start, start + len(pages))
+                dst += pages
+                start += len(pages)
         moves = [
-            self._moves.start(context, Purpose.MIRROR, home, (home, tier), (src_pages, dst_pages))
-            for tier, (dst_pages, src_pages) in by_pool(refs, pages).items()
+            self._moves.start(context, Purpose.MIRROR, home, (home, pool.pool_id), pages)
+            for pool, pages in by_target.items()
         ]
+        if not moves:  # everything is behind windows
+            context.mirrored = upto
         self._local.recount(context)
         return moves
 
     def idle_dirty(self, pool_id: int) -> list[Context]:
         """Contexts with pages in this pool that do not run, are not mirrored, and are not being mirrored."""
-        return [c for c in self._local.idle(pool_id) if c.is_dirty and not c.moves_in_flight]
+        return self._local.idle_dirty(pool_id)
 
     def num_in_motion(self, pool_id: int) -> int:
         """Pages of idle contexts in this pool that will be clean once their moves are complete."""
-        return sum(context.num_local for context in self._local.idle(pool_id) if context.moves_in_flight)
+        return self._local.num_in_motion(pool_id)
 
     def drop_mirror(self, context: Context) -> int:
         """Release the mirror of a context whose local copy is whole; the number of pages that came back."""
@@ -237,14 +264,13 @@ class ContextStore:
         was coming from another device is back there."""
         lost_moves = self._moves.lose(pool_id)
         for lost in lost_moves:
-            lost.context.mirror_target = lost.context.mirrored
             self._undo(lost)
         for context in dict.fromkeys(lost.context for lost in lost_moves):
             if not context.moves_in_flight:
                 if context in self._departures and not context.is_closing:
                     self._departures.undo(context)
                 self._settle(context)
-                self._local.recount(context)
+            self._local.recount(context)
 
     def coming_from(self, pool_id: int) -> list[Context]:
         """Contexts that are being moved out of this pool to another device."""
@@ -275,22 +301,25 @@ class ContextStore:
         pool of the runner that makes it.
         """
         moves = []
-        for context in self._reclaim.contexts():
-            moves += self._reclaim.empty(context, runners)
+        for context, extents in self._reclaim.contexts():
+            moves += self._reclaim.empty(context, extents, runners)
             self._local.recount(context)
         return moves
 
     def lose_segment(self, pool_id: int, number: int) -> None:
         """The bytes of a leased segment are gone. Contexts that hold some and are on the move (`entangled`)
         have been closed; what the others had nowhere else will be recomputed."""
-        for context in self._mirrors.holders(pool_id, number):
-            self._losses.lose_bytes(context, self._mirrors.places_in(context, pool_id, number))
+        for context, extents in self._mirrors.extents_in(pool_id, number).items():
+            self._losses.lose_bytes(context, extents)
 
     def entangled(self, pool_id: int) -> set[Context]:
         """Contexts with a move in flight that hold pages of this tier, or are about to."""
-        moving = {context for context in self.contexts if context.moves_in_flight}
-        holding = {c for c in moving if any(pool_of(ref) == pool_id for ref in self._mirrors.held(c))}
-        return holding | self._moves.touching(pool_id)
+        holders = {
+            holder
+            for number in self.tiers[pool_id].segments
+            for holder in self._mirrors.extents_in(pool_id, number)
+        }
+        return {context for context in holders if context.moves_in_flight} | self._moves.touching(pool_id)
 
     # ------------------------------------------------------------------ local pools that shrink
 
@@ -299,13 +328,17 @@ class ContextStore:
         what is there."""
         self._local.vacate(pool_id, number)
 
+    def is_shrinking(self, pool_id: int) -> bool:
+        """Whether segments of this local pool are to be empty and are not yet."""
+        return self._local.is_shrinking(pool_id)
+
     def is_in_the_way(self, context: Context) -> bool:
         """Whether a segment of its local pool cannot be emptied while the context runs."""
         return self._vacating.is_in_the_way(context)
 
     def empty_segments(self, pool_id: int) -> list[Move]:
         """Go on emptying segments of this local pool; the moves that its runner has to make."""
-        if not self._local.leaving(pool_id):
+        if not self._local.is_shrinking(pool_id):
             return []
         idle = list(self._local.idle(pool_id))
         return [move for context in idle for move in self._vacating.empty(context)]
@@ -319,51 +352,62 @@ class ContextStore:
             return True
         if context.num_local and context.home is not None and not reaches(pool_id, context.home):
             return False
-        sources = {pool_of(ref) for refs in context.mirror for ref in refs if ref != ABSENT}
-        return all(reaches(pool_id, source) for source in sources)
+        extents = [extent for table in context.mirror for extent in table.extents]
+        return all(reaches(pool_id, extent.segment.pool.pool_id) for extent in extents)
 
     def _undo(self, lost: OpenMove) -> None:
         """What the move should have written is nobody's again."""
+        context = lost.context
         if lost.purpose is Purpose.RELOCATE:
             self._reclaim.undo(lost)
         elif lost.purpose is Purpose.SHIFT:
             self._vacating.undo(lost)
-        elif lost.purpose is Purpose.FETCH and lost.context not in self._departures:
-            self._local.drop_pages(lost.context, set(lost.move.dst_pages))
+        elif lost.purpose is Purpose.MIRROR:
+            self._mirrors.cut(context, context.mirrored)
+        elif context.arriving is not None and context not in self._departures:
+            self._local.drop_arriving(context)
 
-    def _drop_redundant_mirrors(self, context: Context, count: int) -> None:
-        """Have `count` free pages in the tiers, if mirrors of contexts that run can make the room: what is
-        local need not be kept twice."""
+    def _make_redundant_way(self, context: Context, last: int) -> bool:
+        """Give pages of an idle context below index `last` their places after all, if mirrors of contexts
+        that run can make the room: what is local need not be kept twice."""
         home = context.home
-        assert home is not None
-        if self._mirrors.has_room(home, count):
-            return
-        for other in self.contexts:
-            if other.is_running and self.drop_mirror(other) and self._mirrors.has_room(home, count):
-                return
+        if home is None or context.is_running:
+            return False
+        missing = self._mirrors.num_missing(context, last)
+        for other in self._running:
+            if self.drop_mirror(other) and self._mirrors.has_room(home, missing):
+                return self._mirrors.grow(context, last)
+        return False
 
     def _settle(self, context: Context) -> None:
         """Once nothing touches the context any more: free what it left behind, and all of it if closed."""
         if context.moves_in_flight:
             return
-        self._mirrors.release_retired(context)
-        self._departures.complete(context)
+        context.arriving = None
+        if context.retired:
+            self._mirrors.release_retired(context)
+        if self._departures:
+            self._departures.complete(context)
         if context.is_closing and not context.is_running and context in self.contexts:
             self._losses.release_all(context)
             del self.contexts[context]
 
     def check_integrity(self) -> None:
         """Every page of every pool is free or somebody's, once; counts agree with tables. AssertionError."""
-        held: dict[int, list[int]] = {pool_id: [] for pool_id in (*self.local_pools, *self.tiers)}
+        pools = (*self.local_pools.values(), *self.tiers.values())
+        held: dict[PagePool, list[Extent]] = {pool: [] for pool in pools}
         for context in self.contexts:
             context.check_integrity()
             assert context.moves_in_flight == len(self._moves.of_context(context))
-            if context.home is not None:
-                held[context.home] += context.local_pages()
-            for ref in self._mirrors.held(context):
-                held[pool_of(ref)].append(page_of(ref))
-        for pool_id, pages in (*self._departures.held(), *self._moves.being_written()):
-            held[pool_id] += pages
+            assert context.is_running == (context in self._running)
+            for table in context.local:
+                for extent in table.extents:
+                    assert extent.segment.pool.pool_id == context.home
+                    held[extent.segment.pool].append(extent)
+            for extent in self._mirrors.held(context):
+                held[extent.segment.pool].append(extent)
+        for extent in (*self._departures.held(), *self._moves.being_written()):
+            held[extent.segment.pool].append(extent)
         self._local.check_integrity()
-        for pool in (*self.local_pools.values(), *self.tiers.values()):
-            pool.check_integrity(held[pool.pool_id])
+        for pool, extents in held.items():
+            pool.check_integrity(extents)

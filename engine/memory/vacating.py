@@ -31,40 +31,40 @@ class Vacating:
     def empty(self, context: Context) -> list[Move]:
         """Get a context that does not run out of the segments, now or with the moves returned, or later: one
         with a move in flight stays as it is."""
-        pages = self._local.pages_in_the_way(context)
-        if not pages or context.is_running or context.moves_in_flight:
+        extents = self._local.extents_in_the_way(context)
+        if not extents or context.is_running or context.moves_in_flight:
             return []
         assert context.home is not None
         pool = self._local.pools[context.home]
-        if len(pages) <= pool.num_free:
+        src_pages = [page for extent in extents for page in extent.pages]
+        if len(src_pages) <= pool.num_free:
             self._shifting.add(context)
-            path, targets = (pool.pool_id, pool.pool_id), pool.allocate(len(pages))
-            return [self._moves.start(context, Purpose.SHIFT, pool.pool_id, path, (pages, targets))]
-        self._local.drop_pages(context, self._clean(context, set(pages)))
-        self._local.recount(context)
-        if not context.num_local:
-            self._local.release(context)
-        elif context.is_dirty and not self._mirrors.has_room(pool.pool_id, context.num_local):
+            shifts = tuple((old, pool.allocate(len(old.pages), context)) for old in extents)
+            dst_pages = [page for _, places in shifts for new in places for page in new.pages]
+            path, pages = (pool.pool_id, pool.pool_id), (src_pages, dst_pages)
+            move = self._moves.start(context, Purpose.SHIFT, pool.pool_id, path, pages, shifts)
+            self._local.recount(context)
+            return [move]
+        self._local.drop_clean(context)
+        is_stuck = context.is_dirty and not self._mirrors.has_room(pool.pool_id, context.num_local)
+        if context.num_local and is_stuck:
             self._local.release(context)
             self._losses.forget_from(context, context.mirrored)
         return []
 
     def finish(self, done: OpenMove) -> None:
         """The copies are good: they are the context's now."""
-        context, move = done.context, done.move
+        context = done.context
         self._shifting.discard(context)
-        moved = dict(zip(move.src_pages, move.dst_pages, strict=True))
-        for table in context.local:
-            table[:] = [moved.get(page, page) for page in table]
-        self._local.pools[move.src_pool].release(move.src_pages)
+        for old, new in done.relocations:
+            for table in context.local:
+                if old in table.extents:
+                    table.replace(old, new)
+            old.segment.pool.release(old)
 
     def undo(self, lost: OpenMove) -> None:
         """The runner is gone before the copies were complete."""
         self._shifting.discard(lost.context)
-        self._local.pools[lost.move.dst_pool].release(lost.move.dst_pages)
-
-    @staticmethod
-    def _clean(context: Context, pages: set[int]) -> set[int]:
-        """Those of its pages that the mirror has as well."""
-        clean = {page for table in context.local for page in table[: context.num_clean_pages]}
-        return pages & clean
+        for _, places in lost.relocations:
+            for new in places:
+                new.segment.pool.release(new)

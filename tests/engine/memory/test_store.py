@@ -107,7 +107,7 @@ def test_pages_behind_the_window_come_back_while_it_runs():
     assert added is not None
     assert [len(pages) for pages in added] == [2, 2]
     assert context.live_from == [0, 3]
-    assert context.local[1][:3] == [0, 0, 0]
+    assert context.slice_tables()[1][:3] == [0, 0, 0]
     store.check_integrity()
 
 
@@ -211,7 +211,7 @@ class Operations:
             store.stop(context)
 
     def credit(self, context):
-        return len(context.local[0]) * self.store.layout.page_tokens - context.computed
+        return context.local[0].end * self.store.layout.page_tokens - context.computed
 
     def lose(self, pool, *, trusted):
         lost = [context for context in self.store.contexts if context.home == pool]
