@@ -40,10 +40,21 @@ WANTED = {
     2048: {"fetch": 0.92, "send": 0.88, "both at once": 0.85, "from host": 0.95, "to host": 0.95},
     64: {"fetch": 0.85, "send": 0.85},
 }
-VARIANTS: dict[str, MoveTuning] = {
-    "as served": MoveTuning(),
-    **{f"kernel, {programs} programs": kernel(programs) for programs in (8, 16, 32, 64, 132)},
-    **{f"engines, {streams} streams": engines(streams) for streams in (1, 2, 4)},
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A way to make moves, of pages of which `run_pages` lie side by side."""
+
+    tuning: MoveTuning
+    run_pages: int = 1
+
+
+VARIANTS: dict[str, Variant] = {
+    "as served": Variant(MoveTuning()),
+    **{f"kernel, {programs} programs": Variant(kernel(programs)) for programs in (8, 16, 32, 64, 132)},
+    **{f"engines, {streams} streams": Variant(engines(streams)) for streams in (1, 2, 4)},
+    "engines, 1 stream, runs of 8 pages": Variant(engines(1), run_pages=8),
 }
 
 
@@ -178,21 +189,19 @@ class Check:
         print("| one large copy | " + " | ".join(copies) + " | |")
         wanted = WANTED[self.size.page_bytes // 1024]
         print("| wanted | " + " | ".join(f"{wanted[w]:.2f}" if w in wanted else "" for w in ways) + " | |")
-        for variant, tuning in VARIANTS.items():
+        for name, variant in VARIANTS.items():
             cells = []
-            for name, way in ways.items():
-                if variant == "as served" or name in PEER_WAYS:
-                    cells.append(f"{self.rate(tuning, way) / limits[name]:.3f}")
-                else:
-                    cells.append("")
-            print(f"| {variant} | " + " | ".join(cells) + f" | {self.host_ms(tuning):.2f} ms |", flush=True)
+            for path, way in ways.items():
+                is_asked = name == "as served" or path in PEER_WAYS
+                cells.append(f"{self.rate(variant, way) / limits[path]:.3f}" if is_asked else "")
+            print(f"| {name} | " + " | ".join(cells) + f" | {self.host_ms(variant):.2f} ms |", flush=True)
 
-    def rate(self, tuning: MoveTuning, ways: Ways) -> float:
+    def rate(self, variant: Variant, ways: Ways) -> float:
         """Bytes per second, the median of some runs after one to warm up."""
         durations_s = []
         for _ in range(1 + REPEATS):
-            mover = Mover(self.pools, self.compute, tuning)
-            lists = self.page_lists(len(ways))
+            mover = Mover(self.pools, self.compute, variant.tuning)
+            lists = self.page_lists(variant, len(ways))
             each = self.size.num_pages // 16
             torch.cuda.synchronize()
             start_s = time.perf_counter()
@@ -204,12 +213,12 @@ class Check:
             durations_s.append(time.perf_counter() - start_s)
         return self.size.num_bytes / median(durations_s[1:])
 
-    def host_ms(self, tuning: MoveTuning) -> float:
+    def host_ms(self, variant: Variant) -> float:
         """What the first look at a fetch of 2,048 pages takes the runner's loop."""
         times_s = []
         for _ in range(1 + REPEATS):
-            mover = Mover(self.pools, self.compute, tuning)
-            src_pages, dst_pages = self.page_lists(1)[0]
+            mover = Mover(self.pools, self.compute, variant.tuning)
+            src_pages, dst_pages = self.page_lists(variant, 1)[0]
             mover.submit((PEER, LOCAL), src_pages[:2048], dst_pages[:2048], 256)
             start_s = time.perf_counter()
             mover.take()
@@ -217,13 +226,17 @@ class Check:
             mover.close()
         return median(times_s[1:]) * 1e3
 
-    def page_lists(self, parts: int) -> list[tuple[list[int], list[int]]]:
-        """Source and destination pages in random order, a part of the pools for each."""
+    def page_lists(self, variant: Variant, parts: int) -> list[tuple[list[int], list[int]]]:
+        """Source and destination pages, runs in random order, a part of the pools for each."""
         share = self.size.num_pages // parts
-        return [
-            ((torch.randperm(share) + i * share).tolist(), (torch.randperm(share) + i * share).tolist())
-            for i in range(parts)
-        ]
+        inside = torch.arange(variant.run_pages)
+
+        def shuffled(first: int) -> list[int]:
+            runs = torch.randperm(share // variant.run_pages) * variant.run_pages + first
+            pages: list[int] = (runs[:, None] + inside).flatten().tolist()
+            return pages
+
+        return [(shuffled(i * share), shuffled(i * share)) for i in range(parts)]
 
 
 if __name__ == "__main__":

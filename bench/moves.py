@@ -202,10 +202,10 @@ class Bench:
             mover.submit((LOCAL, tier), grown, mirrors[number % 3][: len(grown)], FETCH_PAGES)
         steps += [step.result() for step in pending]
         mover.close()
-        idle_ns, busy_ns = (sum(getattr(s, part) for s in steps[1:]) for part in ("idle_ns", "step_ns"))
-        wall_s = (idle_ns + busy_ns) / 1e9
+        idle_s = sum(step.idle_ns for step in steps[1:]) / 1e9
+        wall_s = idle_s + sum(step.step_ns for step in steps[1:]) / 1e9
         moved = (num_slices - 1) * count * self.page_bytes / wall_s / 1e9
-        text = f"{idle_ns / 1e9 / wall_s:.2%} of {wall_s:.2f} s ({moved:.0f} GB/s fetched)"
+        text = f"{idle_s / wall_s:.2%} of {wall_s:.2f} s ({moved:.0f} GB/s fetched)"
         self.rows.append((f"rotation over {name}: compute waits", "as served", text, "", "", "", wanted))
 
     def reclaim(self, dst: int, name: str, wanted: str) -> None:
