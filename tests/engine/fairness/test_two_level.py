@@ -293,9 +293,9 @@ def test_the_spread_is_service_by_weight_of_those_who_wait(name: str) -> None:
     for task in (light, heavy):
         policy.join(task, 0)
         policy.take(task, 0)
+    assert policy.vruntime_spread_ns() == 0  # nobody waits
+    policy.join(Task(2, "a", 1.0, 0, 0), 0)
+    policy.join(Task(3, "b", 4.0, 0, 0), 0)
     policy.charge(light, 30 * MS, MS)
     policy.charge(heavy, 40 * MS, MS)
-    assert policy.vruntime_spread_ns() == 0  # nobody waits
-    policy.put_back(light, MS)
-    policy.put_back(heavy, MS)
     assert policy.vruntime_spread_ns() == 20 * MS
