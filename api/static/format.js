@@ -4,8 +4,7 @@ const NBSP = "\u00a0";
 const NONE = "\u2013";
 
 export function digits(value) {
-  if (value === 0) return "0";
-  if (value >= 1000) return Math.round(value).toLocaleString("en");
+  if (Number.isInteger(value) || value >= 1000) return Math.round(value).toLocaleString("en");
   if (value >= 100) return value.toFixed(0);
   if (value >= 10) return value.toFixed(1);
   return value >= 0.1 ? value.toFixed(2) : value.toPrecision(1);
@@ -22,8 +21,6 @@ function scaled(value, base, units) {
 }
 
 export const bytes = (value) => scaled(value, 1024, ["B", "KiB", "MiB", "GiB", "TiB"]);
-
-export const gigabytesPerSecond = (perSecond) => `${digits(perSecond / 1e9)}${NBSP}GB/s`;
 
 export const bytesPerSecond = (perSecond) => scaled(perSecond, 1000, ["B/s", "kB/s", "MB/s", "GB/s", "TB/s"]);
 

@@ -4,7 +4,7 @@
 import { keyed, setText, shape } from "./dom.js";
 import { bytesPerSecond } from "./format.js";
 
-const LABEL = 124; // pixels for the speeds beside a card
+const LABEL = 172; // pixels for the speeds beside a card
 const APART = 7; // between the two directions
 
 export const newLinkLayer = () => shape("svg", { class: "layer", "aria-hidden": "true" });
@@ -123,9 +123,9 @@ function updateLink(node, link) {
   setText(outText, `${vertical ? "\u2193" : "\u2192"} ${bytesPerSecond(out)}`);
   setText(backText, `${vertical ? "\u2191" : "\u2190"} ${bytesPerSecond(back)}`);
   outText.setAttribute("x", link.label);
-  outText.setAttribute("y", vertical ? y + 4 : y - 2);
-  backText.setAttribute("x", vertical ? link.label + 92 : link.label);
-  backText.setAttribute("y", vertical ? y + 4 : y + 12);
+  outText.setAttribute("y", y + 4);
+  backText.setAttribute("x", link.label + LABEL / 2 - 4);
+  backText.setAttribute("y", y + 4);
 }
 
 export function drawLinks(layer, nearColumn, farColumn, links) {

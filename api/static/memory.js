@@ -109,8 +109,8 @@ export class MemoryMap {
       this.#list,
       links,
       (link) => `${link.src}\n${link.dst}`,
-      () => element("li"),
-      (item, link) => setText(item, `${link.src} \u2192 ${link.dst}  ${bytesPerSecond(link.rate)}`),
+      (link) => element("li", {}, element("span", {}, `${link.src} \u2192 ${link.dst}`), element("span")),
+      (item, link) => setText(item.lastChild, bytesPerSecond(link.rate)),
     );
     this.#drawLinks();
   }

@@ -19,6 +19,8 @@ function poolOf(state, model, device) {
   };
 }
 
+export const byName = (a, b) => a.localeCompare(b, "en", { numeric: true });
+
 function serving(state) {
   const places = new Map();
   for (const model of state.models) {
@@ -33,7 +35,7 @@ function serving(state) {
       place.pools.push(poolOf(state, model, device));
     }
   }
-  return [...places.values()];
+  return [...places.values()].sort((a, b) => byName(a.name, b.name));
 }
 
 function mirrorsAt(state, place) {
@@ -46,6 +48,7 @@ function mirrorsAt(state, place) {
 
 function lending(state) {
   const idle = state.lenders.filter((lender) => lender.own_segments === null);
+  idle.sort((a, b) => byName(a.device, b.device));
   return idle.map((lender) => {
     const total = lender.num_segments * lender.segment_bytes;
     const used = mirrorsAt(state, lender.device).reduce((sum, each) => sum + each.bytes, 0);
@@ -75,17 +78,18 @@ export function placesOf(state) {
 export function linksOf(store) {
   const past = store.before(2000).moved;
   const seconds = (store.time - store.before(2000).time) / 1000;
-  return [...store.last.moved].map(([key, { bytes, busy }]) => {
+  const moved = [...store.last.moved].sort(([a], [b]) => byName(a, b));
+  return moved.map(([key, { bytes, busy }]) => {
     const [src, dst] = key.split("\n");
     const before = past.get(key) ?? { bytes: 0, busy: 0 };
-    const moved = Math.max(0, bytes - before.bytes);
+    const now = Math.max(0, bytes - before.bytes);
     const moving = busy - before.busy;
     return {
       src,
       dst,
       total: bytes,
-      rate: seconds > 0 ? moved / seconds : 0,
-      speed: moving > 0 ? (moved / moving) * 1000 : busy > 0 ? (bytes / busy) * 1000 : null,
+      rate: seconds > 0 ? now / seconds : 0,
+      speed: moving > 0 ? (now / moving) * 1000 : busy > 0 ? (bytes / busy) * 1000 : null,
     };
   });
 }

@@ -4,6 +4,7 @@ import { byId, element, keyed, setText } from "./dom.js";
 import { digits, none, percent } from "./format.js";
 
 const MAX_PIPS = 32;
+const MAX_LEGEND = 12;
 const SHARE_MS = 10_000;
 
 // Tenants of all models together.
@@ -36,7 +37,7 @@ function makeRow() {
   return element(
     "tr",
     {},
-    element("th", { scope: "row" }, element("i", { class: "swatch" }), element("span")),
+    element("th", { scope: "row" }, element("i", { class: "swatch own" }), element("span")),
     element("td", { class: "number" }),
     element("td", { class: "wide" }, bar, element("span")),
     element("td", {}, element("span", { class: "pips", "aria-hidden": "true" }), element("span", { class: "counts" })),
@@ -45,7 +46,7 @@ function makeRow() {
 
 function updateRow(node, row, index, isAlone) {
   const [name, weight, share, prompts] = node.children;
-  name.firstChild.className = `swatch ${row.name === "" ? "others" : isAlone ? "many" : `c${index % 8}`}`;
+  node.style.setProperty("--own", row.name === "" ? "var(--others)" : isAlone ? "var(--accent)" : `var(--t${index % 8})`);
   setText(name.lastChild, row.name === "" ? "all others" : row.name);
   setText(weight, row.weight === null ? none : digits(row.weight));
   const [bar, text] = share.children;
@@ -82,7 +83,7 @@ export function updateQueue(store) {
 }
 
 export function updateLegend(store) {
-  const items = store.tenants.length > 1 ? store.tenants.slice(0, 12) : [];
+  const items = store.tenants.length > 1 ? store.tenants.slice(0, MAX_LEGEND) : [];
   keyed(
     byId("legend"),
     items,

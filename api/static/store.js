@@ -5,6 +5,7 @@ import { percentile, sinceThen } from "./percentiles.js";
 
 export const KEPT_MS = 120_000;
 const MAX_SLICES = 40_000;
+const UNSORTED_MS = 1000;
 const RATE_MS = 2000;
 const LATENCY_MS = 30_000;
 
@@ -59,7 +60,7 @@ function takeSample(state) {
 
 export class Store {
   state = null;
-  ended = []; // in order of their end
+  ended = []; // in order of their end, but for those of several models that came in one answer
   inForce = [];
   samples = [];
   tenants = []; // names, in order of appearance
@@ -83,6 +84,18 @@ export class Store {
     this.inForce = [];
     this.samples = [];
     this.tenants = [];
+  }
+
+  // Slices that ended after this time, and maybe a few that ended shortly before it.
+  endedSince(time) {
+    let low = 0;
+    let high = this.ended.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.ended[middle].end < time - UNSORTED_MS) low = middle + 1;
+      else high = middle;
+    }
+    return this.ended.slice(low);
   }
 
   // Of the latest answer.

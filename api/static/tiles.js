@@ -1,7 +1,7 @@
 // The numbers that matter, each with its last minute.
 
 import { element, setText } from "./dom.js";
-import { digits, duration, gigabytesPerSecond, none, percent, plural } from "./format.js";
+import { bytesPerSecond, digits, duration, none, percent, plural } from "./format.js";
 import { drawSparkline, newSparkline } from "./sparkline.js";
 
 const orNone = (value, show) => (value === null ? none : show(value));
@@ -27,8 +27,8 @@ const TILES = [
     note: (store) => `${plural(store.last.tokens, "token")} in all`,
     points: (store) => store.rates((sample) => sample.tokens),
   },
-  latencyTile("first_token", "First token"),
-  latencyTile("gap", "Gap between tokens"),
+  latencyTile("first_token", "First token, median"),
+  latencyTile("gap", "Gap between tokens, median"),
   {
     label: "Prompts running",
     value: (store) => digits(store.last.running),
@@ -43,7 +43,7 @@ const TILES = [
   },
   {
     label: "Pages moved",
-    value: (store) => orNone(store.rate((sample) => sample.bytes), gigabytesPerSecond),
+    value: (store) => orNone(store.rate((sample) => sample.bytes), bytesPerSecond),
     note: (store) => `compute waited ${duration(waited(store))} in all`,
     points: (store) => store.rates((sample) => sample.bytes),
   },

@@ -108,7 +108,7 @@ export class Timeline {
     const width = this.#canvas.parentElement.clientWidth;
     const to = this.#end();
     const from = to - this.span;
-    const slices = [...this.#store.ended, ...this.#store.inForce];
+    const slices = [...this.#store.endedSince(from), ...this.#store.inForce];
     const groups =
       this.mode === "slots" ? this.#slots.rows(slices, this.#store.state) : promptRows(slices, from, to);
     this.#plan = layOut(groups, width, from, to);

@@ -76,7 +76,7 @@ function drawGrid(context, plan, colours, clock) {
     if (x - half > plan.gutter - 10 && x + half < plan.width) context.fillText(text, x, AXIS - 10);
   }
   context.strokeStyle = colours.faint;
-  for (const row of plan.row >= 5 ? plan.rows : []) {
+  for (const row of plan.row >= 5 ? plan.rows.filter((each) => each.from === null) : []) {
     line(context, plan.gutter, row.top + row.height - 0.5, plan.width, row.top + row.height - 0.5);
   }
 }
@@ -105,7 +105,7 @@ function drawLabels(context, plan, colours) {
 
 function drawLife(context, plan, row, colours) {
   const y = Math.round(row.top + row.height / 2) - 0.5;
-  context.strokeStyle = colours.soft;
+  context.strokeStyle = colours.line;
   line(context, plan.xOf(row.from), y, plan.xOf(row.to ?? plan.to), y);
 }
 

@@ -1,5 +1,7 @@
 // Which row of the timeline a slice is drawn in.
 
+import { byName } from "./places.js";
+
 const MAX_PROMPTS = 60;
 
 const deviceOf = (slice) => `${slice.model}\n${slice.device}`;
@@ -14,7 +16,8 @@ export class SlotRows {
       for (const device of model.devices) this.#grow(`${model.name}\n${device.name}`, 4);
     }
     for (const slice of slices) this.#grow(deviceOf(slice), slice.slot + 1);
-    const groups = [...this.#slots].map(([key, count]) => {
+    const devices = [...this.#slots].sort(([a], [b]) => byName(a, b));
+    const groups = devices.map(([key, count]) => {
       const [model, device] = key.split("\n");
       return {
         key,
