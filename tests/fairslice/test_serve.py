@@ -9,6 +9,8 @@ import pytest
 
 from tests.api.harness import run, run_for, until
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 [[models]]
 path = "dummy:tiny"
