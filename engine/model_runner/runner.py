@@ -2,15 +2,27 @@
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import monotonic_ns
 
 from engine.memory.transfer import Transfers
 from engine.messages import Attach, Mapped, MoveEnd, Plan, Report, Shutdown, Step
-from engine.model_runner.batch import Executor, PendingStep
+from engine.model_runner.batch import Executor, PendingStep, StepRow
 from engine.model_runner.mailbox import Mailbox
+from engine.model_runner.pace import LaunchPace
 from engine.model_runner.slices import SliceTable
 
 POLL_S = 0.0002  # between two looks at moves that cannot wake the loop
+LOOK_S = 0.001  # between two looks whether a step has ended sooner than expected
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """`was_ahead`: it was launched while another one ran."""
+
+    rows: list[StepRow]
+    step: PendingStep
+    was_ahead: bool
 
 
 class StallClock:
@@ -50,7 +62,9 @@ class Runner:
         self._slices = slices
         self._transfers = transfers
         self._map_pools = map_pools
-        self._pending: deque[PendingStep] = deque()
+        self._pending: deque[InFlight] = deque()
+        self._pace = LaunchPace()
+        self._began_ns = 0  # when the device began with the oldest step in flight, as far as is known here
         self._steps: list[Step] = []
         self._moves: list[MoveEnd] = []
         self._stall = StallClock()
@@ -66,16 +80,21 @@ class Runner:
         self._report()
 
     def step(self) -> None:
-        """One turn: what the engine wants, what has arrived, the next steps, the oldest result."""
+        """One turn: what the engine wants, what has arrived, the next steps; then the oldest result, or what
+        comes before the next step is due."""
         self._take_messages()
         self._take_moves()
-        self._launch()
-        self._take_result()
-        self._report()
+        wait_ns = self._launch()
+        if wait_ns:
+            self._report()
+            self._wait(min(wait_ns / 1e9, LOOK_S))
+        else:
+            self._take_result()
+            self._report()
 
     def _take_messages(self) -> None:
         if self._is_idle:
-            self._wait()
+            self._wait(None)
         for message in self._mailbox.all():
             match message:
                 case Plan():
@@ -89,11 +108,12 @@ class Runner:
                 case _:
                     raise AssertionError(f"not expected once the runner is ready: {message!r}")
 
-    def _wait(self) -> None:
-        """Nothing can run: sleep until a message comes or a move is complete."""
+    def _wait(self, limit_s: float | None) -> None:
+        """Nothing is to be launched: sleep until a message comes, a move is complete, or for `limit_s`."""
         wake = self._transfers.wake_descriptor()
-        has_to_poll = wake is None and self._transfers.num_open > 0
-        self._mailbox.wait([] if wake is None else [wake], POLL_S if has_to_poll else None)
+        if wake is None and self._transfers.num_open > 0:
+            limit_s = POLL_S if limit_s is None else min(limit_s, POLL_S)
+        self._mailbox.wait([] if wake is None else [wake], limit_s)
 
     def _take_moves(self) -> None:
         done = self._transfers.completed()
@@ -103,16 +123,41 @@ class Runner:
             self._moves.append(MoveEnd(move_id=move.move_id, duration_ns=move.duration_ns, wait_ns=wait_ns))
             self._slices.complete_move(move.move_id)
 
-    def _launch(self) -> None:
-        while len(self._pending) < self._executor.depth and (rows := self._slices.launch()):
-            self._pending.append(self._executor.launch(rows))
+    def _launch(self) -> int:
+        """Launch what is due; returns how long the next step may still be put off, 0 if there is none."""
+        wait_ns = 0
+        while len(self._pending) < self._executor.depth:
+            wait_ns = self._ns_until_launch()
+            if wait_ns:
+                break
+            now_ns = monotonic_ns()
+            rows = self._slices.launch()
+            if not rows:
+                break
+            if not self._pending:
+                self._began_ns = now_ns
+            step = self._executor.launch(rows)
+            self._pending.append(InFlight(rows, step, was_ahead=bool(self._pending)))
         self._is_idle = not self._pending
         self._stall.set(stalled=self._is_idle and bool(self._slices.awaited_moves))
+        return wait_ns
+
+    def _ns_until_launch(self) -> int:
+        """How long the next step may still be put off."""
+        if len(self._pending) != 1 or self._pending[0].step.done():
+            return 0
+        next_prefills = self._slices.is_prefilling
+        at_ns = self._pace.launch_at_ns(self._began_ns, self._pending[0].rows, next_prefills=next_prefills)
+        return max(0, at_ns - monotonic_ns())
 
     def _take_result(self) -> None:
         if not self._pending:
             return
-        step = self._slices.take(self._pending.popleft().result())
+        done = self._pending.popleft()
+        result = done.step.result()
+        self._began_ns = monotonic_ns()  # of the next
+        self._pace.observe(done.rows, result.step_ns, result.idle_ns, was_ahead=done.was_ahead)
+        step = self._slices.take(result)
         if step is not None:
             self._steps.append(step)
 

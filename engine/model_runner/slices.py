@@ -54,6 +54,11 @@ class SliceTable:
         runs = (run for run in self._waiting if run.first.after not in self._by_slice)
         return {move for run in runs for move in run.first.wait_moves if move in self._open_moves}
 
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether some run has more than one id of its prompt to feed yet."""
+        return any(run.prompt_end - run.fed > 1 for runs in (self._running, self._waiting) for run in runs)
+
     # ------------------------------------------------------------------ what the engine wants
 
     def apply(self, plan: Plan) -> None:

@@ -27,16 +27,20 @@ from engine.model_runner.runner import Runner, StallClock
 from engine.model_runner.slices import SliceTable
 from engine.wire import MessagePipe
 
+HOUR_NS = 3_600_000_000_000
+
 
 class FakePending:
-    def __init__(self, rows: Sequence[StepRow]) -> None:
+    def __init__(self, rows: Sequence[StepRow], *, is_slow: bool) -> None:
         self.rows = rows
+        self.is_slow = is_slow
 
     def done(self) -> bool:
-        return True
+        return not self.is_slow
 
     def result(self) -> StepResult:
-        return StepResult([row.start + row.count if row.sample else None for row in self.rows], step_ns=7)
+        tokens = [row.start + row.count if row.sample else None for row in self.rows]
+        return StepResult(tokens, step_ns=HOUR_NS if self.is_slow else 7)
 
 
 class FakeExecutor:
@@ -44,10 +48,13 @@ class FakeExecutor:
 
     def __init__(self) -> None:
         self.launched: list[list[int]] = []
+        self.is_slow = False
+        self.pending: list[FakePending] = []
 
     def launch(self, rows: Sequence[StepRow]) -> FakePending:
         self.launched.append([row.start for row in rows])
-        return FakePending(rows)
+        self.pending.append(FakePending(rows, is_slow=self.is_slow))
+        return self.pending[-1]
 
     def measure_cost(self) -> CostModel:
         return CostModel()
@@ -145,6 +152,24 @@ def test_what_comes_between_two_steps_joins_the_next(rig: Rig) -> None:
     rig.pipe.send(Plan(slices=[make_slice(2)]))
     rig.step()
     assert rig.executor.launched == [[0], [2], [3, 0]]
+
+
+def test_who_comes_while_a_step_runs_joins_the_one_after_it(rig: Rig) -> None:
+    """Steps are known to take an hour: the next one is not launched before the last is done."""
+    rig.executor.is_slow = True
+    rig.pipe.send(Plan(slices=[make_slice(1, max_new=6)]))
+    for _ in range(4):
+        rig.step()
+    assert rig.executor.launched == [[0], [2], [3]]
+    rig.pipe.send(Plan(slices=[make_slice(2)], moves=[a_move(9)]))
+    assert rig.step() is None
+    rig.transfers.arrived = [CompletedMove(9, 5)]
+    report = rig.step()
+    assert report is not None
+    assert (len(report.steps), len(report.moves)) == (0, 1)  # what came meanwhile is told at once
+    rig.executor.pending[-1].is_slow = False
+    rig.step()
+    assert rig.executor.launched[3:] == [[4, 0]]
 
 
 def test_a_step_brings_its_ends_and_moves_in_one_report(rig: Rig) -> None:
