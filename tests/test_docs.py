@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine.config import Config, LinkConfig, Table, parse_config
+from engine.config import Config, ConfigError, LinkConfig, Table, parse_config
+from tests.messages_in_code import operator_messages
 
 ROOT = Path(__file__).parent.parent
 CONFIGURATION = ROOT / "docs" / "configuration.md"
@@ -79,12 +80,12 @@ def test_the_example_configuration_has_every_key() -> None:
 
 def test_every_key_of_the_example_is_explained() -> None:
     lines = EXAMPLE.splitlines()
-    bare = [
+    unexplained = [
         line
         for before, line in pairwise(lines)
         if re.match(r"(# )?\w+ = ", line) and not before.startswith("##")
     ]
-    assert bare == []
+    assert unexplained == []
 
 
 def defaults_in_docs() -> dict[tuple[str, str], str]:
@@ -101,6 +102,44 @@ def test_the_defaults_in_the_documentation_are_those_of_the_code() -> None:
     for (table, key), text in defaults_in_docs().items():
         values = in_code[table][0] if isinstance(in_code[table], list) else in_code[table]
         assert tomllib.loads(f"value = {text}")["value"] == values[key], f"{table}.{key}"
+
+
+TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
+OUT_OF_MEMORY = "... is out of memory: ..."  # engine.model_runner.process returns it
+NOT_FOUND_IN_CALLS = {  # made in ways that `operator_messages` does not follow
+    OUT_OF_MEMORY,
+    "unknown key; allowed here: ...",
+    "expected a size such as 1073741824, ...",
+}
+
+
+def documented_messages() -> set[str]:
+    """First columns of the tables of messages in docs/troubleshooting.md."""
+    return set(re.findall(r"^\| `([^`]+)` \| ", TROUBLESHOOTING.read_text(), re.MULTILINE))
+
+
+def bare(text: str) -> str:
+    """A message without the name of the program before it and without doubled gaps."""
+    return re.sub(r"(\.\.\.)+", "...", text).removeprefix("fairslice: ")
+
+
+def test_every_message_for_operators_is_explained() -> None:
+    explained = {bare(text) for text in documented_messages()}
+    missing = [message for message in operator_messages() if bare(message.text) not in explained]
+    assert missing == [], "docs/troubleshooting.md lacks them"
+
+
+def test_every_message_explained_is_in_the_code() -> None:
+    said = {bare(message.text) for message in operator_messages()}
+    gone = {text for text in documented_messages() if bare(text) not in said}
+    assert gone == NOT_FOUND_IN_CALLS
+
+
+@pytest.mark.parametrize("text", sorted(NOT_FOUND_IN_CALLS - {OUT_OF_MEMORY}))
+def test_messages_that_are_put_together(text: str) -> None:
+    table: dict[str, object] = {"nonsense": 1} if "key" in text else {"memory": {"host": "much"}}
+    with pytest.raises(ConfigError, match=re.escape(text.removesuffix("..."))):
+        parse_config(table)
 
 
 def test_every_link_between_documents_leads_somewhere() -> None:
