@@ -80,7 +80,8 @@ def _first_note(scope: Scope) -> RequestNote:
 
 def _write(scope: Scope, note: RequestNote, status: int | None, duration_s: float) -> None:
     path = scope["raw_path"].decode("ascii", "replace")  # as it was sent: nothing in it breaks a line
-    level = logging.DEBUG if path in QUIET_PATHS else logging.INFO
+    is_quiet = path in QUIET_PATHS or path.startswith("/static/")
+    level = logging.DEBUG if is_quiet else logging.INFO
     if not logger.isEnabledFor(level):
         return
     fields = {

@@ -19,6 +19,7 @@ function read() {
     soft: get("--soft"),
     line: get("--line"),
     faint: get("--faint"),
+    wait: get("--wait"),
     paper: get("--paper"),
     bad: get("--bad"),
     font: get("--font"),

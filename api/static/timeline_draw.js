@@ -105,7 +105,7 @@ function drawLabels(context, plan, colours) {
 
 function drawLife(context, plan, row, colours) {
   const y = Math.round(row.top + row.height / 2) - 0.5;
-  context.strokeStyle = colours.line;
+  context.strokeStyle = colours.wait;
   line(context, plan.xOf(row.from), y, plan.xOf(row.to ?? plan.to), y);
 }
 

@@ -173,7 +173,7 @@ class FakeEngine:
     def _live(self, message: GetLive) -> Live:
         now_ns = time.monotonic_ns()
         ended = [record for record in self.slices if (record.end_ns or 0) > message.since_ns]
-        names = sorted({record.tenant for record in ended})
+        names = sorted({record.tenant for record in self.slices})
         model = LiveModel(
             name="fake",
             stage=None,

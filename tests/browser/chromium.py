@@ -50,7 +50,8 @@ def find_chromium() -> str | None:
 
 
 class Page:
-    """One tab. Collects what a test wants to be empty: `errors`, and addresses in `requests` of other hosts."""
+    """One tab. `errors` are what its console shows as errors or warnings, `requests` the addresses that it
+    asked for."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.errors: list[str] = []
@@ -71,6 +72,8 @@ class Page:
 
     def _on_event(self, method: str, params: dict[str, Any]) -> None:
         match method:
+            case "Page.frameNavigated" if "parentId" not in params["frame"]:
+                self._loaded.clear()
             case "Page.loadEventFired":
                 self._loaded.set()
             case "Network.requestWillBeSent":
@@ -98,7 +101,6 @@ class Page:
 
     async def open(self, url: str) -> None:
         """Go there and wait until all is loaded."""
-        self._loaded.clear()
         await self.send("Page.navigate", url=url)
         async with asyncio.timeout(ANSWER_S):
             await self._loaded.wait()
@@ -158,7 +160,7 @@ class Page:
     async def screenshot(self, path: Path) -> None:
         """Of all that can be seen without scrolling."""
         answer = await self.send("Page.captureScreenshot", format="png", optimizeForSpeed=False)
-        path.write_bytes(base64.b64decode(answer["data"]))
+        path.write_bytes(base64.b64decode(answer["data"]))  # noqa: ASYNC240
 
 
 @contextlib.asynccontextmanager
@@ -200,5 +202,5 @@ async def _port_of(file: Path, process: asyncio.subprocess.Process) -> int:
         while True:
             assert process.returncode is None, f"Chromium ended with status {process.returncode}"
             with contextlib.suppress(FileNotFoundError, IndexError, ValueError):
-                return int(file.read_text().splitlines()[0])
+                return int(file.read_text().splitlines()[0])  # noqa: ASYNC240
             await asyncio.sleep(0.05)
