@@ -9,6 +9,8 @@ from engine.memory.counters import StoreCounters
 from engine.memory.page import PageLayout
 from engine.memory.pool import Extent, PagePool
 
+SMALL_PAGES = 128  # contexts up to this size are evicted at once, larger ones as far as is needed
+
 
 class Landlord(Protocol):
     """Has what a local pool has lent out."""
@@ -81,21 +83,15 @@ class LocalCopies:
             self._evict(victim, count - pool.num_free)
         return True
 
-    def allocate(self, context: Context, end: int) -> None:
-        """Give every live position below `end` a local page; there is room."""
+    def allocate(self, context: Context, end: int) -> list[list[int]]:
+        """Give every live position below `end` a local page; there is room. Returns those added, by group:
+        those before the ones that were there, and those after."""
         assert context.home is not None
-        pool, last = self.pools[context.home], self._layout.num_pages(end)
-        for table, live_from in zip(context.local, context.live_from, strict=True):
-            if table.num_pages:
-                table.grow_down(pool, live_from, context)
-            table.grow(pool, live_from, last, context)
-
-    def extend(self, context: Context, end: int) -> list[list[int]]:
-        """The same for a context whose live pages are all local; returns the pages added, by group."""
-        assert context.home is not None
-        pool, last = self.pools[context.home], self._layout.num_pages(end)
+        pool, last = self.pools[context.home], -(-end // self._layout.page_tokens)
         return [
             table.grow(pool, live_from, last, context)
+            if not table.num_pages or table.first <= live_from
+            else table.grow_down(pool, live_from, context) + table.grow(pool, live_from, last, context)
             for table, live_from in zip(context.local, context.live_from, strict=True)
         ]
 
@@ -151,25 +147,32 @@ class LocalCopies:
 
     def wake(self, context: Context) -> None:
         """The context is not idle any more."""
-        if context.home is not None and context in self._idlers[context.home].contexts:
-            del self._idlers[context.home].contexts[context]
-            self.recount(context)
+        idlers = self._idlers[context.home] if context.home is not None else None
+        if idlers is not None and context in idlers.contexts:
+            del idlers.contexts[context]
+            idlers.dirty.pop(context, None)
+            idlers.evictable -= context.evictable
+            idlers.in_motion -= context.in_motion
+            context.evictable = context.in_motion = 0
+
+    def set_in_motion(self, context: Context) -> None:
+        """Moves out of the local copy have begun: what may be evicted is what it was."""
+        idlers = self._idlers[context.home] if context.home is not None else None
+        if idlers is not None and context in idlers.contexts:
+            idlers.dirty.pop(context, None)
+            idlers.in_motion -= context.in_motion
+            context.in_motion = context.num_local
+            idlers.in_motion += context.in_motion
 
     def recount(self, context: Context) -> None:
         """Bring the pool's counts of idle contexts up to date after a change to this one."""
-        if context.home is None:
+        idlers = self._idlers[context.home] if context.home is not None else None
+        if idlers is None or context not in idlers.contexts:
             return
-        idlers = self._idlers[context.home]
-        evictable = in_motion = 0
-        if context in idlers.contexts:
-            evictable = self._num_evictable(context)
-            if context.moves_in_flight:
-                in_motion = context.num_local
-                idlers.dirty.pop(context, None)
-            elif context.mirrored < context.computed:
-                idlers.dirty[context] = None
-            else:
-                idlers.dirty.pop(context, None)
+        evictable = self._num_evictable(context)
+        in_motion = context.num_local if context.moves_in_flight else 0
+        if context.mirrored < context.computed and not in_motion:
+            idlers.dirty[context] = None
         else:
             idlers.dirty.pop(context, None)
         idlers.evictable += evictable - context.evictable
@@ -181,7 +184,9 @@ class LocalCopies:
             return 0  # what is dropped there is not free
         clean, count = context.num_clean_pages, 0
         for table in context.local:
-            count += max(0, min(clean - table.first, table.num_pages))
+            below = clean - table.first
+            if below > 0:
+                count += below if below < table.num_pages else table.num_pages
         return count
 
     # ------------------------------------------------------------------ release
@@ -212,16 +217,20 @@ class LocalCopies:
         self._evict(context, context.num_local)
 
     def _evict(self, context: Context, count: int) -> None:
-        """Drop local pages of an idle context that are clean, `count` if it has so many: its first ones."""
-        clean, short = context.num_clean_pages, count
-        for table in context.local:
-            if short > 0 and table.num_pages:
-                short -= table.drop_before(min(clean, table.first + short))
-        self._counters.evicted_pages += count - short
-        if context.moves_in_flight or context.num_local:
-            self.recount(context)
-        else:
+        """Drop local pages of an idle context that are clean, `count` if it has so many: its first ones. A
+        small one is dropped whole, since it has to be fetched anyway before it runs again."""
+        clean, num_local = context.num_clean_pages, context.num_local
+        if context.evictable <= SMALL_PAGES:
+            count = context.evictable
+        if count == num_local and not context.moves_in_flight:
             self.release(context)
+            self._counters.evicted_pages += num_local
+            return
+        for table in context.local:
+            if count > 0 and table.num_pages:
+                count -= table.drop_before(min(clean, table.first + count))
+        self._counters.evicted_pages += num_local - context.num_local
+        self.recount(context)
 
     def check_integrity(self) -> None:
         """The counts of idle contexts agree with them. Raises AssertionError."""

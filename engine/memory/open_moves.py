@@ -1,8 +1,9 @@
 """Moves that runners have been told to make and have not reported."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum
+
+from msgspec import Struct
 
 from engine.memory.context import Context
 from engine.memory.counters import StoreCounters
@@ -22,8 +23,7 @@ class Purpose(Enum):
     SHIFT = "shift"  # within the local pool, out of a segment that is to be empty
 
 
-@dataclass(frozen=True, slots=True)
-class OpenMove:
+class OpenMove(Struct, frozen=True):
     """A move in flight. `runner` is the local pool of the device whose runner makes it."""
 
     context: Context

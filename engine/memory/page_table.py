@@ -1,6 +1,5 @@
 """Page tables: which pages hold what one layer group of a context has in one place."""
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from engine.memory.pool import Extent, PagePool
@@ -42,32 +41,42 @@ class PageTable:
 
     def between(self, first: int, last: int) -> list[int]:
         """The pages with indices `first .. last - 1`, all of which are here."""
-        if len(self.extents) == 1:
-            return self.extents[0].pages[first - self.first : last - self.first]
-        pages: list[int] = []
-        for _, part in self.parts(first, last):
-            pages += part
-        return pages
+        parts = self.parts(first, last)
+        return parts[0][1] if len(parts) == 1 else [page for _, pages in parts for page in pages]
 
-    def parts(self, first: int, last: int) -> Iterator[tuple[PagePool, list[int]]]:
-        """The same, with the pool in which each part of them lies."""
-        end = self.first + self.num_pages
-        start = self.first
+    def parts(self, first: int, last: int) -> list[tuple[PagePool, list[int]]]:
+        """The same, in parts that lie in one pool each, with that pool."""
+        if first >= last:
+            return []
+        number, start = self._find(first)
+        extent = self.extents[number]
+        pages = extent.pages[first - start : last - start]
+        parts = [(extent.segment.pool, pages)]
+        first += len(pages)
+        while first < last:
+            number += 1
+            extent = self.extents[number]
+            more = extent.pages[: last - first]
+            first += len(more)
+            if extent.segment.pool is parts[-1][0]:
+                parts[-1][1].extend(more)
+            else:
+                parts.append((extent.segment.pool, more))
+        return parts
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """The number of the extent that holds this index, and the first index that it holds."""
         extents = self.extents
-        if end - last < first - start:  # nearer to the end, as with what has just been added
-            found = len(extents)
-            start = end
-            while start > first:
-                found -= 1
-                start -= len(extents[found].pages)
-            extents = extents[found:]
-        for extent in extents:
-            if start >= last:
-                return
-            stop = start + len(extent.pages)
-            if stop > first:
-                yield extent.segment.pool, extent.pages[max(0, first - start) : last - start]
-            start = stop
+        if index - self.first > self.num_pages >> 1:  # from the end, where tables grow
+            number, start = len(extents) - 1, self.first + self.num_pages - len(extents[-1].pages)
+            while start > index:
+                number -= 1
+                start -= len(extents[number].pages)
+            return number, start
+        number, start = 0, self.first
+        while (end := start + len(extents[number].pages)) <= index:
+            number, start = number + 1, end
+        return number, start
 
     # ------------------------------------------------------------------ growing
 
@@ -82,13 +91,14 @@ class PageTable:
         self.num_pages += count
         return pool.grow(self.extents, count, holder)
 
-    def grow_down(self, pool: PagePool, first: int, holder: "Context | None") -> None:
-        """Have pages before those that are here, from index `first` on; new ones come from `pool`."""
-        count = self.first - first
-        if count > 0:
-            self.extents[:0] = pool.allocate(count, holder)
-            self.first = first
-            self.num_pages += count
+    def grow_down(self, pool: PagePool, first: int, holder: "Context | None") -> list[int]:
+        """Have pages before those that are here, from index `first` on; returns them."""
+        before: list[Extent] = []
+        pages = pool.grow(before, self.first - first, holder)
+        self.extents[:0] = before
+        self.first = first
+        self.num_pages += len(pages)
+        return pages
 
     # ------------------------------------------------------------------ giving back
 
@@ -152,3 +162,21 @@ class PageTable:
 
     def check_integrity(self) -> None:
         assert self.num_pages == sum(len(extent.pages) for extent in self.extents)
+
+
+class Paths(dict[PagePool, tuple[list[int], list[int]]]):
+    """Pages that are to be moved, by the pool at the far end: those there, and those here."""
+
+    __slots__ = ()
+
+    def add(self, there: list[tuple[PagePool, list[int]]], here: list[int]) -> None:
+        """Pair the pages of `there`, by pool, with as many of `here`, in order."""
+        start = 0
+        for pool, pages in there:
+            own = here if len(pages) == len(here) else here[start : start + len(pages)]
+            start += len(pages)
+            if pool in self:
+                self[pool][0].extend(pages)
+                self[pool][1].extend(own)
+            else:
+                self[pool] = (pages, own)

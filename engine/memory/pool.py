@@ -7,16 +7,16 @@ the page no more than slicing a list does.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
-from sortedcontainers import SortedSet
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from engine.memory.context import Context
 
 
-@dataclass(slots=True, eq=False)
-class Extent:
+class Extent(Struct, eq=False):
     """Pages of one segment that stand next to each other in a page table of `holder`, in this order.
 
     They need not be neighbours in the pool: a context grows by a page or two per slice, beside many others,
@@ -42,12 +42,6 @@ class Segment:
     @property
     def num_used(self) -> int:
         return self.num_pages - len(self.free)
-
-    def take(self, count: int) -> list[int]:
-        """Up to `count` pages off the stack."""
-        taken = self.free[: -count - 1 : -1]
-        del self.free[-count:]
-        return taken
 
 
 class PagePool:
@@ -75,7 +69,8 @@ class PagePool:
         self.is_leased = is_leased
         self.segment_bytes = segment_bytes or max(1, num_pages) * page_bytes
         self.segments: dict[int, Segment] = {}
-        self._roomy: SortedSet[int] = SortedSet()  # segments that have a free page to give
+        self._roomy: list[int] = []  # heap of segments: all that have a page to give, and some that had
+        self._in_heap: set[int] = set()
         self.num_usable = 0  # pages that contexts may have, those of recalled segments included
         self.num_used = 0
         self.num_free = 0
@@ -102,7 +97,8 @@ class PagePool:
 
     def grow(self, extents: list[Extent], count: int, holder: "Context | None") -> list[int]:
         """Take `count` pages and put them behind `extents`: in the segment of the last of them while that has
-        room. The caller has looked at `num_free`. Returns the pages."""
+        room. The caller has looked at `num_free`. Returns the pages, in a list that is not to be changed or
+        kept: it may be an extent's own."""
         assert 0 <= count <= self.num_free, f"pool {self.pool_id}: {count} of {self.num_free} free"
         self.num_free -= count
         self.num_used += count
@@ -113,26 +109,47 @@ class PagePool:
             if segment.pool is self and segment.free and not segment.is_recalled:
                 added = self._take(segment, count)
                 last.pages += added
-        while len(added) < count:
-            segment = self.segments[self._roomy[0]]
-            pages = self._take(segment, count - len(added))
+                count -= len(added)
+        while count:
+            segment = self._lowest()
+            pages = self._take(segment, count)
             extent = Extent(segment, pages, holder)
             segment.extents[extent] = None
             extents.append(extent)
-            added = added + pages  # never the extent's own list
+            added = added + pages if added else pages
+            count -= len(pages)
         return added
 
     def _take(self, segment: Segment, count: int) -> list[int]:
-        pages = segment.take(count)
-        if not segment.free:
-            self._roomy.discard(segment.number)
+        """Up to `count` pages off the segment's stack."""
+        pages = segment.free[-count:]
+        del segment.free[-count:]
         return pages
+
+    def _lowest(self) -> Segment:
+        """The lowest segment that has a page to give."""
+        while True:
+            segment = self.segments.get(self._roomy[0])
+            if segment is not None and segment.free and not segment.is_recalled:
+                return segment
+            self._in_heap.remove(heappop(self._roomy))
+
+    def _list(self, segment: Segment) -> None:
+        """The segment may have a page to give."""
+        if segment.number not in self._in_heap:
+            self._in_heap.add(segment.number)
+            heappush(self._roomy, segment.number)
 
     def release(self, extent: Extent) -> None:
         """Give all its pages back. Nobody may read or write them any more."""
-        segment = extent.segment
+        segment, pages = extent.segment, extent.pages
         del segment.extents[extent]
-        self._give_back(segment, extent.pages)
+        self.num_used -= len(pages)  # and so on as in `_give_back`: this is where most pages come back
+        if not segment.is_recalled:
+            self.num_free += len(pages)
+            if not segment.free:
+                self._list(segment)
+        segment.free += pages
 
     def release_first(self, extent: Extent, count: int) -> None:
         """Give back the first `count` of its pages, of which some stay."""
@@ -158,8 +175,8 @@ class PagePool:
         if not segment.is_recalled:
             self.num_free += len(pages)
             if not segment.free:
-                self._roomy.add(segment.number)
-        segment.free += reversed(pages)
+                self._list(segment)
+        segment.free += pages
 
     # ------------------------------------------------------------------ segments that come and go
 
@@ -171,11 +188,11 @@ class PagePool:
         if segment is None:
             segment = self.segments[number] = Segment(self, number)
         assert not segment.is_recalled
-        segment.free += reversed(pages)
+        segment.free += pages
         segment.num_pages += len(pages)
         self.num_usable += len(pages)
         self.num_free += len(pages)
-        self._roomy.add(number)
+        self._list(segment)
 
     def recall(self, number: int) -> None:
         """Give out no page of this segment any more; it may be removed once it is empty."""
@@ -183,7 +200,6 @@ class PagePool:
         if not segment.is_recalled:
             segment.is_recalled = True
             self.num_free -= len(segment.free)
-            self._roomy.discard(number)
 
     def remove(self, number: int) -> None:
         """The segment, which is empty, is not this pool's any more."""
@@ -205,10 +221,11 @@ class PagePool:
             assert all(extent.segment is segment and extent.pages for extent in segment.extents)
             assert len(own) == segment.num_used, f"pool {self.pool_id}: pages lost in segment {number}"
             assert all(self._begin(number) <= page < self._begin(number + 1) for page in own + segment.free)
-            assert (number in self._roomy) == (bool(segment.free) and not segment.is_recalled)
+            assert number in self._in_heap or not segment.free or segment.is_recalled
             pages += own
         assert len(set(pages)) == len(pages) == self.num_usable, f"pool {self.pool_id}: a page is shared"
         assert all(self.first <= page < self.num_pages for page in pages)
+        assert sorted(self._roomy) == sorted(self._in_heap)
         segments = self.segments.values()
         assert self.num_used == sum(segment.num_used for segment in segments)
         assert self.num_free == sum(len(s.free) for s in segments if not s.is_recalled)

@@ -24,7 +24,7 @@ from engine.memory.losses import Losses
 from engine.memory.mirrors import Market, Mirrors
 from engine.memory.open_moves import OpenMove, OpenMoves, Purpose
 from engine.memory.page import PageLayout
-from engine.memory.page_table import PageTable
+from engine.memory.page_table import PageTable, Paths
 from engine.memory.placement import Placement
 from engine.memory.pool import Extent, PagePool
 from engine.memory.reclaim import Reclaim
@@ -127,41 +127,37 @@ class ContextStore:
         if not self._local.make_room(pool_id, self.pages_needed(context, pool_id, end), besides=context):
             return None
         self._local.wake(context)
-        old = self._departures.leave(context) if context.home != pool_id else []
+        old = self._departures.leave(context) if context.home not in (pool_id, None) else []
         context.home = pool_id
         valid = context.num_valid_pages
         fetch_until = [min(t.first, valid) if t.num_pages else valid for t in context.local]
-        self._local.allocate(context, end)
+        added = self._local.allocate(context, end)
         context.is_running = True
         self._running[context] = None
-        moves = self._fetch(context, fetch_until, old) if valid else []
-        if moves:
-            context.arriving = fetch_until
-        return moves
+        return self._fetch(context, fetch_until, added, old) if valid else []
 
-    def _fetch(self, context: Context, until: list[int], old: list[PageTable]) -> list[Move]:
-        """Moves that bring the pages below index `until[group]` to the local copy: from `old` tables, which
-        it has where it comes from, and otherwise from its mirror."""
-        home = context.home
-        assert home is not None
-        by_source: dict[PagePool, tuple[list[int], list[int]]] = {}
-        for group, (table, first, last) in enumerate(
-            zip(context.local, context.live_from, until, strict=True)
-        ):
-            mirrored = last
+    def _fetch(
+        self, context: Context, until: list[int], added: list[list[int]], old: list[PageTable]
+    ) -> list[Move]:
+        """Moves to the pages below index `until[group]` of the local copy, which are the first of those
+        `added`: from `old` tables, which it has where it comes from, and otherwise from its mirror."""
+        assert context.home is not None
+        paths = Paths()
+        for group, first in enumerate(context.live_from):
+            last = mirrored = until[group]
             if old and old[group].num_pages:
                 mirrored = max(first, min(last, old[group].first))
-            sources = [*context.mirror[group].parts(first, mirrored)] if first < mirrored else []
-            if mirrored < last:
-                sources += old[group].parts(mirrored, last)
-            for pool, pages in sources:
-                src, dst = by_source.setdefault(pool, ([], []))
-                src += pages
-                dst += table.between(first, first + len(pages))
-                first += len(pages)
+            if first < last:
+                sources = context.mirror[group].parts(first, mirrored)
+                if mirrored < last:
+                    sources += old[group].parts(mirrored, last)
+                paths.add(sources, added[group][: last - first])
+        if not paths:
+            return []
+        context.arriving = until
         return [
-            self._moves.start(context, Purpose.FETCH, home, (pool.pool_id, home), pages)
-            for pool, pages in by_source.items()
+            self._moves.start(context, Purpose.FETCH, context.home, (pool.pool_id, context.home), pages)
+            for pool, pages in paths.items()
         ]
 
     def extend(self, context: Context, end: int) -> list[list[int]] | None:
@@ -172,7 +168,7 @@ class ContextStore:
         self.trim(context)
         if not self._local.make_room(context.home, context.num_absent(end)):
             return None
-        return self._local.extend(context, end)
+        return [pages[:] for pages in self._local.allocate(context, end)]
 
     def stop(self, context: Context) -> None:
         """The runner has ended the context's slice. Pages that it did not use come back; the others stay
@@ -215,21 +211,17 @@ class ContextStore:
         if not self._mirrors.grow(context, last) and not self._make_redundant_way(context, last):
             return []
         context.mirror_target = upto
-        by_target: dict[PagePool, tuple[list[int], list[int]]] = {}
+        paths = Paths()
         for local, mirror, live_from in zip(context.local, context.mirror, context.live_from, strict=True):
-            start = max(first, live_from)
-            for pool, pages in mirror.parts(start, last):
-                src, dst = by_target.setdefault(pool, ([], []))
-                src += local.between(start, start + len(pages))
-                dst += pages
-                start += len(pages)
-        moves = [
-            self._moves.start(context, Purpose.MIRROR, home, (home, pool.pool_id), pages)
-            for pool, pages in by_target.items()
-        ]
-        if not moves:  # everything is behind windows
+            start = live_from if live_from > first else first
+            paths.add(mirror.parts(start, last), local.between(start, last))
+        if not paths:  # everything is behind windows
             context.mirrored = upto
-        self._local.recount(context)
+        moves = [
+            self._moves.start(context, Purpose.MIRROR, home, (home, pool.pool_id), (pages[1], pages[0]))
+            for pool, pages in paths.items()
+        ]
+        self._local.set_in_motion(context)
         return moves
 
     def idle_dirty(self, pool_id: int) -> list[Context]:

@@ -54,11 +54,25 @@ def test_nothing_changes_when_there_is_no_room():
     assert second.home is None
     finish(store, store.mirror(first, whole=True))
     assert store.prepare(second, LOCAL, 8) == []
-    assert first.num_local == 9  # only what was needed
+    assert first.num_local == 0
+
+
+def test_a_large_context_is_evicted_as_far_as_is_needed():
+    store = make_store(local=302, host=400)
+    first, second = store.open(), store.open()
+    run(store, first, 1200)
+    finish(store, store.mirror(first, whole=True))
+    assert store.prepare(second, LOCAL, 8) == []
+    assert first.num_local == 299
+    store.close(second)
+    store.stop(second)
+    (fetch,) = store.prepare(first, LOCAL, 1201)
+    assert len(fetch.src_pages) == 1
+    store.check_integrity()
     store.check_integrity()
 
 
-def test_an_evicted_context_is_fetched_page_by_page():
+def test_an_evicted_context_is_fetched():
     store = make_store()
     first, second = store.open(), store.open()
     run(store, first, 30)
@@ -68,7 +82,7 @@ def test_an_evicted_context_is_fetched_page_by_page():
     store.finish_move(move.move_id, 1)
     (fetch,) = store.prepare(first, LOCAL, 31)
     assert (fetch.src_pool, fetch.dst_pool, fetch.urgent) == (HOST, LOCAL, True)
-    assert len(fetch.src_pages) == 7
+    assert len(fetch.src_pages) == 8
     store.check_integrity()
 
 
