@@ -59,7 +59,7 @@ class Page:
         self._socket = socket
         self._serials = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Any]] = {}
-        self._loaded = asyncio.Event()
+        self._loaded: set[str] = set()  # ids of documents
 
     async def listen(self) -> None:
         """Take messages in until the tab is closed."""
@@ -72,10 +72,8 @@ class Page:
 
     def _on_event(self, method: str, params: dict[str, Any]) -> None:
         match method:
-            case "Page.frameNavigated" if "parentId" not in params["frame"]:
-                self._loaded.clear()
-            case "Page.loadEventFired":
-                self._loaded.set()
+            case "Page.lifecycleEvent" if params["name"] == "load":
+                self._loaded.add(params["loaderId"])
             case "Network.requestWillBeSent":
                 self.requests.append(params["request"]["url"])
             case "Runtime.exceptionThrown":
@@ -101,9 +99,10 @@ class Page:
 
     async def open(self, url: str) -> None:
         """Go there and wait until all is loaded."""
-        await self.send("Page.navigate", url=url)
+        answer = await self.send("Page.navigate", url=url)
         async with asyncio.timeout(ANSWER_S):
-            await self._loaded.wait()
+            while answer["loaderId"] not in self._loaded:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
 
     async def run(self, script: str) -> Any:
         """The value of an expression, awaited if it is a promise. Raises RuntimeError if it throws."""
@@ -188,6 +187,7 @@ async def open_page(chromium: str) -> AsyncIterator[Page]:
                     listener = asyncio.create_task(page.listen())
                     for domain in ("Page", "Runtime", "Network", "Log"):
                         await page.send(f"{domain}.enable")
+                    await page.send("Page.setLifecycleEventsEnabled", enabled=True)
                     yield page
                 await listener
         finally:
