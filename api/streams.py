@@ -103,12 +103,14 @@ class EventStream(Response):
             while not generation.is_done:
                 await generation.changed()
                 chunks = [write(choice, piece) for choice, piece in generation.advance()]
+                if generation.is_done:
+                    chunks.append(self._format.closing())
                 if chunks:
                     await self._write(b"".join(chunks))
                 elif self._ping:
                     await self._write(PING)
                 self._ping = False
-            await self._write(self._format.closing())
+            await asyncio.sleep(0)  # many may end in one step: all last tokens go before what ends a stream
         except ApiError as error:
             await self._write(event(error.body()))
         except ClientGoneError:

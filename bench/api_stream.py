@@ -7,6 +7,8 @@ client process only counts what it reads. The api is pinned to a core of its own
 several. Prints tokens per second as delivered, the api's CPU time for each, and how late every token was:
 from the engine's sending of it to the client's reading of it. Exit status 1 if it falls short of a limit;
 lateness is a limit at the default number of streams only, as all streams have their tokens in one step here.
+On a machine that others use, lateness measures them: `chrt -r 10 python -m bench.api_stream` (as root) goes
+before them for these seconds.
 """
 
 import argparse
