@@ -32,12 +32,15 @@ from engine.messages import (
     Hello,
     Live,
     Rejected,
+    Resize,
+    Resizing,
     Stats,
     Submit,
     Tokens,
     Welcome,
 )
 from engine.model_host import CannotServe, ModelHost
+from engine.pool_sizes import PoolSizes, ResizeError
 from engine.stats import collect_samples, collect_status
 
 log = logging.getLogger("fairslice.engine")
@@ -59,6 +62,7 @@ class Engine:
         self._prompts: dict[str, ModelHost] = {}
         pool_ids = itertools.count(1)
         self._lenders = Lenders(config)
+        self._pool_sizes = PoolSizes(self._lenders)
         self._models = {
             model.served_name: ModelHost(
                 config, model, pool_ids, time.monotonic_ns, self._announce, self._wake, self._lenders
@@ -80,10 +84,11 @@ class Engine:
                 checker = group.create_task(self._check_when_idle())
                 ticker = group.create_task(self._tick())
                 lenders = group.create_task(self._lenders.make_gpu_regions())
+                sizes = group.create_task(self._pool_sizes.run())
                 for number in (signal.SIGTERM, signal.SIGINT):
                     loop.add_signal_handler(number, self._drain)
                 await self._idle.wait()
-                for task in (*hosts, checker, ticker, lenders):
+                for task in (*hosts, checker, ticker, lenders, sizes):
                     task.cancel()
         except* (CannotServe, SocketTaken) as failures:
             raise failures.exceptions[0] from None
@@ -103,6 +108,7 @@ class Engine:
         """Plan what can be planned, and send what was decided and what was sampled."""
         self._has_turn = False
         changes = self._lenders.lending.num_changes
+        self._pool_sizes.tick()
         self._lenders.tick(time.monotonic_ns())
         for host in self._models.values():
             if host.scheduler is not None and host.scheduler.needs_plan:
@@ -143,7 +149,16 @@ class Engine:
                 self._frontend.send(api_id, self._stats(serial))
             case GetLive(serial=serial, since_ns=since_ns):
                 self._frontend.send(api_id, self._live(serial, since_ns))
+            case Resize():
+                self._frontend.send(api_id, self._resize(message))
         self._wake()
+
+    def _resize(self, wish: Resize) -> Resizing:
+        try:
+            num_bytes = self._pool_sizes.resize(wish.device, wish.num_bytes)
+        except ResizeError as error:
+            return Resizing(serial=wish.serial, error=str(error))
+        return Resizing(serial=wish.serial, num_bytes=num_bytes)
 
     def _submit(self, api_id: str, submit: Submit) -> None:
         try:
@@ -209,7 +224,10 @@ class Engine:
         return Stats(
             serial=serial,
             samples=collect_samples(hosts, self._admission, self._lenders.lending),
-            status=collect_status(hosts, self._lenders.lending),
+            status={
+                **collect_status(hosts, self._lenders.lending),
+                "pool_sizes": self._pool_sizes.status(),
+            },
         )
 
     def _live(self, serial: int, since_ns: int) -> Live:

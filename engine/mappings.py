@@ -1,27 +1,38 @@
-"""Which pools each runner has mapped: tells runners of new ones, and the store what is in reach."""
+"""Which pools each runner has mapped: tells runners of new ones and of memory that goes and comes, and the
+store what is in reach."""
 
 import logging
 
+from engine.lenders import Made
 from engine.memory.placement import Placement
-from engine.messages import Mapped
-from engine.pools import PoolTable
+from engine.messages import MakeSegments, Mapped, Remap, Remapped, SegmentsMade, Unmap
+from engine.pools import HeldPool, PoolTable
 from engine.runner_client import RunnerClient
 
 log = logging.getLogger("fairslice.engine")
 
 
 class Mappings:
-    """Of one model. A pool is in a device's reach once its runner has said that it mapped it."""
+    """Of one model. A pool is in a device's reach once its runner has said that it mapped it.
 
-    def __init__(self, pools: PoolTable) -> None:
+    `runners` are those of now, by device. What a runner is told reaches it in order, so one that is still
+    getting ready does it when it is.
+    """
+
+    def __init__(self, pools: PoolTable, runners: dict[str, RunnerClient]) -> None:
         self._pools = pools
+        self._runners = runners
         self._sent: dict[str, set[int]] = {}
         self._mapped: dict[str, set[int]] = {}
+        self._changing: dict[int, set[str]] = {}  # by pool: devices that have not answered
+        self._made: dict[int, Made] = {}
 
-    def start(self, device: str, runner: RunnerClient) -> None:
+    # ------------------------------------------------------------------ pools that come
+
+    def start(self, device: str) -> None:
         """A new runner, which has mapped nothing, is told of all pools."""
         self._sent[device], self._mapped[device] = set(), set()
-        self._send(device, runner)
+        self._send(device)
 
     def ready(self, device: str, unreachable: dict[int, str]) -> None:
         """The runner has mapped what it was told at its start."""
@@ -31,22 +42,82 @@ class Mappings:
         """The runner has mapped what it was told later."""
         self._note(device, set(message.pools), message.unreachable)
 
-    def update(self, runners: dict[str, RunnerClient], placement: Placement) -> None:
+    def update(self, ready: set[str], placement: Placement) -> None:
         """Tell runners that are ready of pools that are new to them, and `placement` how it stands."""
         every = {held.spec.pool for held in self._pools}
         for device, held in self._pools.local.items():
-            if device in runners:
-                self._send(device, runners[device])
+            if device in ready:
+                self._send(device)
             mapped = self._mapped.get(device, set())
             placement.set_unreachable(held.spec.pool, frozenset(every - mapped))
 
-    def _send(self, device: str, runner: RunnerClient) -> None:
+    def lost(self, device: str) -> None:
+        """The runner is gone, and with it all that it had mapped."""
+        self._sent[device], self._mapped[device] = set(), set()
+        for devices in self._changing.values():
+            devices.discard(device)
+
+    # ------------------------------------------------------------------ memory that goes and comes
+
+    def unmap(self, region: str, units: list[int]) -> None:
+        held = self._pools.over(region)
+        if held is not None:
+            message = Unmap(pool=held.spec.pool, segments=units)
+            for device in self._devices_with(held):
+                self._runners[device].send(message)
+
+    def remap(self, region: str, units: list[int], descriptors: list[int]) -> None:
+        held = self._pools.over(region)
+        if held is not None:
+            message = Remap(pool=held.spec.pool, segments=units)
+            for device in self._devices_with(held):
+                self._runners[device].send(message)
+                self._runners[device].send_descriptors(descriptors)
+
+    def make(self, region: str, units: list[int]) -> bool:
+        held = self._pools.over(region)
+        device = held.spec.device if held is not None else None
+        if held is None or device not in self._pools.local or self._pools.local[device] is not held:
+            return False
+        if held.spec.pool not in self._mapped.get(device, ()):
+            return False
+        self._changing[held.spec.pool] = {device}
+        self._runners[device].send(MakeSegments(segments=units))
+        return True
+
+    def take_made(self, region: str) -> Made | None:
+        held = self._pools.over(region)
+        return self._made.pop(held.spec.pool, None) if held is not None else None
+
+    def is_settled(self, region: str) -> bool:
+        held = self._pools.over(region)
+        return held is None or not self._changing.get(held.spec.pool)
+
+    def remapped(self, device: str, message: Remapped) -> None:
+        """The runner has done what it was told."""
+        self._changing.get(message.pool, set()).discard(device)
+
+    def made(self, device: str, message: SegmentsMade) -> None:
+        """The runner has made memory for its own pool, or not."""
+        descriptors = [] if message.error else self._runners[device].receive_descriptors()
+        self._made[message.pool] = Made(descriptors, message.error)
+        self._changing.get(message.pool, set()).discard(device)
+
+    # ------------------------------------------------------------------ inner workings
+
+    def _devices_with(self, held: HeldPool) -> list[str]:
+        """Devices whose runners know of the pool; they are expected to answer."""
+        devices = [device for device, sent in self._sent.items() if held.spec.pool in sent]
+        self._changing[held.spec.pool] = set(devices)
+        return devices
+
+    def _send(self, device: str) -> None:
         attach = self._pools.attach(device, self._sent[device])
         if attach is not None:
             message, descriptors = attach
             self._sent[device].update(spec.pool for spec in message.pools)
-            runner.send(message)
-            runner.send_descriptors(descriptors)
+            self._runners[device].send(message)
+            self._runners[device].send_descriptors(descriptors)
 
     def _note(self, device: str, pools: set[int], unreachable: dict[int, str]) -> None:
         self._mapped[device] |= pools - unreachable.keys()

@@ -1,18 +1,15 @@
 """`python -m engine.memory_report`: pools, leases and links as measured."""
 
 import argparse
-import socket
 import sys
-import time
 from typing import Any
 
 import pynvml
 
 from engine.config import ConfigError, load_config
-from engine.messages import GetStats, Hello, Stats, ToApi
-from engine.wire import MessagePipe
+from engine.messages import GetStats, Stats
+from engine.questions import NoAnswer, Questions
 
-TIMEOUT_S = 10.0
 EPILOG = """examples:
   python -m engine.memory_report --config /etc/fairslice/fairslice.toml
 
@@ -42,28 +39,13 @@ def main(arguments: list[str] | None = None, prog: str = "python -m engine.memor
     except ConfigError as error:
         print(f"fairslice: {error}", file=sys.stderr)
         return 2
-    status = ask(config.socket_path)
-    lines = describe_engine(status) if status is not None else [f"no engine listens at {config.socket_path}"]
+    try:
+        with Questions(config.socket_path, "memory report") as questions:
+            lines = describe_engine(questions.ask(GetStats(serial=1), Stats).status)
+    except NoAnswer as error:
+        lines = [str(error)]
     print("\n".join([*lines, "", *describe_machine()]))
     return 0
-
-
-def ask(path: str) -> dict[str, Any] | None:
-    """The status of the engine that listens there; None if there is none, or it does not answer in time."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        try:
-            sock.connect(path)
-            pipe: MessagePipe[ToApi] = MessagePipe(sock, ToApi)
-            pipe.send(Hello(api_id="memory report"))
-            pipe.send(GetStats(serial=1))
-            deadline_s = time.monotonic() + TIMEOUT_S
-            while time.monotonic() < deadline_s:
-                for message in pipe.receive(0.5):
-                    if isinstance(message, Stats):
-                        return dict(message.status)
-        except (OSError, EOFError):
-            return None
-    return None
 
 
 def describe_engine(status: dict[str, Any]) -> list[str]:

@@ -43,6 +43,8 @@ def lending_samples(lending: Lending) -> Iterator[Sample]:
             yield _sample("leased_segments", text, len(pool.segments), "gauge", **labels)
         on_offer = lending.book.num_on_offer(lender.name)
         yield _sample("offered_segments", "Segments on offer.", on_offer, "gauge", lender=lender.name)
+        text = "Segments out of use, so that their memory can be given back."
+        yield _sample("withdrawn_segments", text, len(lender.withdrawn), "gauge", lender=lender.name)
     counters = lending.counters
     for name, text, value in (
         ("segments_granted", "Segments leased.", counters.granted),
@@ -85,6 +87,7 @@ def _lender_status(lending: Lending, lender: Lender) -> dict[str, object]:
         "segments": lender.num_segments,
         "on_offer": lending.book.num_on_offer(lender.name),
         "recalled": len(lender.recalls),
+        "withdrawn": len(lender.withdrawn),
         "leased": {borrower: len(pool.segments) for borrower, pool in lender.pools.items() if pool.segments},
     }
 

@@ -175,7 +175,24 @@ class GetLive(Message, frozen=True, kw_only=True):
     since_ns: int = 0
 
 
+class Resize(Message, frozen=True, kw_only=True):
+    """Have the pools of a device take `num_bytes` in all, and give the rest of their memory back to other
+    programs; answered with `Resizing` at once, the rest happens by and by."""
+
+    serial: int
+    device: str
+    num_bytes: int
+
+
 # ------------------------------------------------------------------ engine -> api
+
+
+class Resizing(Message, frozen=True, kw_only=True):
+    """Answer to `Resize`: what the pools will have, in whole segments; or why it cannot be."""
+
+    serial: int
+    num_bytes: int = 0
+    error: str | None = None
 
 
 class Welcome(Message, frozen=True, kw_only=True):
@@ -375,7 +392,8 @@ class PoolSpec(Part, frozen=True, kw_only=True):
     memory), 'host' (shared memory, pinned by runners that have a GPU) or 'cuda' (driver allocations).
     Page 0 of a runner's local pool is never given to a context: padding writes go there. A 'cuda' pool is in
     segments of `segment_bytes` (the last may be shorter) behind descriptors `region` and on, one each.
-    `region_bytes` is the size of all the region, where the pool does not fill it with whole pages.
+    `region_bytes` is the size of all the region, where the pool does not fill it with whole pages. Segments
+    that are `missing` have no memory now, and no descriptor.
     """
 
     pool: int
@@ -387,6 +405,7 @@ class PoolSpec(Part, frozen=True, kw_only=True):
     region: int | None = None
     segment_bytes: int = 2**28
     region_bytes: int | None = None
+    missing: list[int] = []
 
 
 class LinkSpec(Part, frozen=True, kw_only=True):
@@ -425,6 +444,29 @@ class Attach(Message, frozen=True, kw_only=True):
     local: int
     pools: list[PoolSpec]
     links: list[LinkSpec] = []
+
+
+class Unmap(Message, frozen=True, kw_only=True):
+    """Nothing is in these segments of a pool any more, and nothing will touch them: let go of their memory.
+    Answered with `Remapped`."""
+
+    pool: int
+    segments: list[int]
+
+
+class Remap(Message, frozen=True, kw_only=True):
+    """These segments of a pool have memory again: map it. A descriptor for each travels on the descriptor
+    socket. Answered with `Remapped`."""
+
+    pool: int
+    segments: list[int]
+
+
+class MakeSegments(Message, frozen=True, kw_only=True):
+    """Make memory for these segments of the runner's local pool. Descriptors are sent back before the answer,
+    `SegmentsMade`."""
+
+    segments: list[int]
 
 
 class Slice(Part, frozen=True, kw_only=True):
@@ -529,6 +571,20 @@ class Mapped(Message, frozen=True, kw_only=True):
     unreachable: dict[int, str] = {}
 
 
+class Remapped(Message, frozen=True, kw_only=True):
+    """Answer to `Unmap` and `Remap`: it is done."""
+
+    pool: int
+
+
+class SegmentsMade(Message, frozen=True, kw_only=True):
+    """Answer to `MakeSegments`: a descriptor for each has been sent, or none, and why."""
+
+    pool: int
+    segments: list[int]
+    error: str | None = None
+
+
 class CostModel(Part, frozen=True, kw_only=True):
     """What a step costs, fitted on the machine: fixed + per decoded row + per prefilled token + per token of
     context read, all in nanoseconds."""
@@ -603,7 +659,7 @@ class Fault(Message, frozen=True, kw_only=True):
     pool_trusted: bool
 
 
-FromApi = Hello | Submit | Abort | GetStats | GetLive
-ToApi = Welcome | Admitted | Rejected | Tokens | Stats | Live
-ToRunner = Load | Attach | Plan | Shutdown
-FromRunner = Progress | Loaded | Ready | Mapped | Refused | Report | Fault
+FromApi = Hello | Submit | Abort | GetStats | GetLive | Resize
+ToApi = Welcome | Admitted | Rejected | Tokens | Stats | Live | Resizing
+ToRunner = Load | Attach | Unmap | Remap | MakeSegments | Plan | Shutdown
+FromRunner = Progress | Loaded | Ready | Mapped | Remapped | SegmentsMade | Refused | Report | Fault

@@ -25,7 +25,9 @@ from engine.messages import (
     Progress,
     Ready,
     Refused,
+    Remapped,
     Report,
+    SegmentsMade,
     Shutdown,
 )
 from engine.planner import PlannerSettings
@@ -133,6 +135,8 @@ class ModelHost:
         self._ready.discard(device.name)
         self._faulted.discard(device.name)
         log.warning("the runner of %s ended with status %d; starting it again", device.name, status)
+        if self._mappings is not None:
+            self._mappings.lost(device.name)
         if was_ready and self.scheduler is not None:
             self.scheduler.runner_lost(device.name, self._clock(), pool_trusted=trusted)
             if not trusted:
@@ -177,6 +181,14 @@ class ModelHost:
                 assert self._mappings is not None
                 self._mappings.mapped(device.name, message)
                 self._update_mappings()
+            case Remapped():
+                assert self._mappings is not None
+                self._mappings.remapped(device.name, message)
+                self._on_work()
+            case SegmentsMade():
+                assert self._mappings is not None
+                self._mappings.made(device.name, message)
+                self._on_work()
             case Refused(reason=reason):
                 self._failure = reason
             case Fault(reason=reason, pool_trusted=pool_trusted):
@@ -190,7 +202,7 @@ class ModelHost:
         try:
             if self._pools is None:
                 self._pools = PoolTable(self._config, loaded.layout, self._pool_ids)
-                self._mappings = Mappings(self._pools)
+                self._mappings = Mappings(self._pools, self.runners)
             self._pools.add_local(device, self._num_models_on(device), loaded.free_bytes)
             limit = self._pools.context_limit(
                 device.name, self._model.max_model_len, loaded.card.max_model_len
@@ -202,7 +214,7 @@ class ModelHost:
         if self.card is None or limit < self.card.max_model_len:
             self.card = msgspec.structs.replace(loaded.card, max_model_len=limit)
         assert self._mappings is not None
-        self._mappings.start(device.name, runner)
+        self._mappings.start(device.name)
 
     def _on_ready(self, device: DeviceConfig, ready: Ready) -> None:
         """The runner can work: its device joins the scheduler, which is made with the first."""
@@ -216,7 +228,7 @@ class ModelHost:
         self._ready.add(device.name)
         if self.scheduler is None:
             self.scheduler = self._make_scheduler()
-            self._lenders.join(self.name, self.scheduler, self._on_region)
+            self._lenders.join(self.name, self.scheduler, self._mappings, self._on_region)
         self.scheduler.runner_up(device.name, held.ledger, self._max_batch(device), ready.cost)
         self._lend(device, held)
         self._update_mappings()
@@ -225,13 +237,16 @@ class ModelHost:
         self._on_work()
 
     def _lend(self, device: DeviceConfig, held: HeldPool) -> None:
-        """Offer what the device's pool does not need, if others can map it."""
+        """Make the device's pool known, if others can map it: to lend what is not needed here, and to shrink
+        if somebody wishes."""
         assert self._pools is not None
         assert self.scheduler is not None
-        region = self._pools.region_of(self.name, device.name)
-        if region.name in self._lenders.regions or not held.descriptors or device.lend == 0:
+        assert self.card is not None
+        region = self._pools.region_of(self.name, device.name, self.card.max_model_len)
+        if region.name in self._lenders.regions or not held.descriptors:
             return
         num_bytes = region.num_bytes if device.lend is None else device.lend
+        region.is_lent = num_bytes > 0
         reserve = round(self._config.memory.reserve * held.ledger.num_usable)
         owner = Owner(
             self.scheduler.store,
@@ -251,8 +266,7 @@ class ModelHost:
     def _update_mappings(self) -> None:
         assert self._mappings is not None
         assert self.scheduler is not None
-        ready = {name: runner for name, runner in self.runners.items() if name in self._ready}
-        self._mappings.update(ready, self.scheduler.store.placement)
+        self._mappings.update(self._ready, self.scheduler.store.placement)
         self._on_work()
 
     def _make_scheduler(self) -> Scheduler:

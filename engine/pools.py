@@ -1,13 +1,12 @@
 """The pools of a model, as the engine lays them out. It holds the descriptors, so pools outlive runners."""
 
-import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
 
 from engine.config import Config, DeviceConfig, LinkConfig
-from engine.lenders import Region, segment_bytes
+from engine.lenders import GPU_SEGMENT_BYTES, Descriptors, Region, close_all, segment_bytes
 from engine.memory.page import PageLayout
 from engine.memory.pool import PagePool
 from engine.memory.regions import create_region
@@ -26,12 +25,13 @@ class HeldPool:
 
     spec: PoolSpec
     ledger: PagePool
-    descriptors: list[int] = field(default_factory=list)
+    descriptors: Descriptors = field(default_factory=list)
 
     @property
     def has_memory(self) -> bool:
-        """Whether a runner can be told to map it. An empty pool needs no memory for that."""
-        return bool(self.descriptors) or not self.spec.num_pages
+        """Whether a runner can be told to map it, from its first segment on. An empty pool needs no memory
+        for that."""
+        return self.descriptors[:1] not in ([], [None]) or not self.spec.num_pages
 
 
 class PoolTable:
@@ -46,6 +46,7 @@ class PoolTable:
         self._links = config.memory.links
         self.local: dict[str, HeldPool] = {}
         self.borrowed: dict[str, HeldPool] = {}  # by the region's name
+        self._owned: dict[str, HeldPool] = {}  # local pools that are regions too, likewise
         num_pages = config.memory.host // len(config.models) // self.page_bytes
         self.host = self._make("host", "host", num_pages)
 
@@ -80,6 +81,7 @@ class PoolTable:
             num_pages=num_pages,
             page_bytes=self.page_bytes,
             region_bytes=region.num_bytes,
+            segment_bytes=region.unit_bytes,
         )
         ledger = PagePool(
             spec.pool, num_pages, self.page_bytes, segment_bytes=region.segment_bytes, is_leased=True
@@ -87,17 +89,25 @@ class PoolTable:
         held = self.borrowed[region.name] = HeldPool(spec, ledger, region.descriptors)
         return held
 
-    def region_of(self, model: str, device_name: str) -> Region:
-        """The memory of a local pool, for others to borrow from. Its descriptors are known by now."""
+    def region_of(self, model: str, device_name: str, model_len: int) -> Region:
+        """The memory of a local pool, for others to borrow from; it has to hold a context of `model_len`
+        tokens. Its descriptors are known by now."""
         held = self.local[device_name]
+        name = f"{model}@{device_name}"
+        self._owned[name] = held
         return Region(
-            name=f"{model}@{device_name}",
+            name=name,
             device=device_name,
             kind=held.spec.kind,
             num_bytes=held.spec.num_pages * self.page_bytes,
             segment_bytes=held.ledger.segment_bytes,
             descriptors=held.descriptors,
+            least_bytes=self._num_pages_for(model_len, held) * self.page_bytes,
         )
+
+    def over(self, region: str) -> HeldPool | None:
+        """The pool that this model has over a region, its own or a lender's."""
+        return self._owned.get(region) or self.borrowed.get(region)
 
     def context_limit(self, device_name: str, wanted: int | None, model_len: int) -> int:
         """The longest context, in tokens, that the device's pool can hold: at most the model's, and at
@@ -108,13 +118,16 @@ class PoolTable:
         num_tokens = num_pages // len(self.layout.groups) * self.layout.page_tokens
         least = min(wanted or MIN_CONTEXT_TOKENS, model_len)
         if num_tokens < least:
-            needed = self.layout.num_pages(least) * len(self.layout.groups) + held.first
+            needed = self._num_pages_for(least, pool)
             raise PoolTooSmall(
                 f"devices.memory: the pool of {device_name} holds contexts of {num_tokens} tokens, but "
                 f"{'models.max_model_len is' if wanted else 'at least this many are needed:'} {least}; "
                 f"make it {-(-needed * self.page_bytes // 2**20)} MiB or more"
             )
         return min(num_tokens, model_len)
+
+    def _num_pages_for(self, num_tokens: int, held: HeldPool) -> int:
+        return self.layout.num_pages(num_tokens) * len(self.layout.groups) + held.ledger.first
 
     def attach(self, device_name: str, mapped: Collection[int]) -> tuple[Attach, list[int]] | None:
         """The message that tells a runner of pools that it has not `mapped` yet, and the descriptors that go
@@ -129,8 +142,9 @@ class PoolTable:
         specs = []
         for held in new:
             region = len(descriptors) if held.descriptors else None
-            specs.append(msgspec.structs.replace(held.spec, region=region))
-            descriptors += held.descriptors
+            missing = [number for number, each in enumerate(held.descriptors) if each is None]
+            specs.append(msgspec.structs.replace(held.spec, region=region, missing=missing))
+            descriptors += [descriptor for descriptor in held.descriptors if descriptor is not None]
         links = [
             _link(link, src.spec, dst.spec)
             for link in self._links
@@ -143,19 +157,22 @@ class PoolTable:
     def close(self) -> None:
         """Give the memory back once the last process that maps it is gone. Regions are their lenders'."""
         for held in (*self.local.values(), self.host):
-            for descriptor in held.descriptors:
-                os.close(descriptor)
-            held.descriptors.clear()
+            close_all(held.descriptors)
 
     def _make(self, kind: str, device: str, num_pages: int, *, is_local: bool = False) -> HeldPool:
         pool_id = next(self._pool_ids)
-        spec = PoolSpec(
-            pool=pool_id, kind=kind, device=device, num_pages=num_pages, page_bytes=self.page_bytes
-        )
         segment = None
         if is_local:
             wanted = self._segment_bytes or segment_bytes(kind, num_pages * self.page_bytes)
             segment = max(1, wanted // self.page_bytes) * self.page_bytes
+        spec = PoolSpec(
+            pool=pool_id,
+            kind=kind,
+            device=device,
+            num_pages=num_pages,
+            page_bytes=self.page_bytes,
+            segment_bytes=segment if segment and kind == "cpu" else GPU_SEGMENT_BYTES,
+        )
         first = int(is_local)
         ledger = PagePool(pool_id, max(num_pages, first), self.page_bytes, first=first, segment_bytes=segment)
         held = HeldPool(spec, ledger)

@@ -13,7 +13,9 @@ from engine.memory.regions import receive_descriptors, send_descriptors
 from engine.messages import FromRunner
 from engine.wire import MessageStream
 
+DEVICE_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # cuda:0 is the same GPU to CUDA and to NVML
 _RUNNER_DEFAULTS = {
+    **DEVICE_ORDER,
     "PYTHONUNBUFFERED": "1",
     "HF_HUB_OFFLINE": "1",
     "OMP_WAIT_POLICY": "PASSIVE",  # on CPU the cores are shared with engine and api: do not spin in barriers

@@ -11,7 +11,7 @@ GAP = "..."  # what is put in when the message is made
 ERRORS = {
     *("BadModel", "CannotServe", "ConfigError", "DeviceError", "KeyFileError", "ModelNotFound"),
     *("PoolTooSmall", "PortError", "RegionError", "SelfTestFailed", "SocketTaken", "UnsupportedModel"),
-    "UnsupportedTokenizerError",
+    *("ResizeError", "UnsupportedTokenizerError"),
 }
 LOG_METHODS = {"warning", "error", "exception"}
 MIN_LETTERS = 8  # of its own: a message with fewer only passes on another's

@@ -3,12 +3,15 @@
 A pool is one range of addresses, backed by segments that are physical allocations of their own. Each segment
 has a descriptor: who holds one keeps the memory alive, whatever becomes of the process that made it, and any
 process may map it, on any GPU that has peer access. A descriptor can be held without CUDA.
+
+Segments may be unmapped and mapped again, in place: the addresses stay reserved. Memory is free once nobody
+has it mapped or holds its descriptor.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cuda.bindings import driver
@@ -18,12 +21,26 @@ from engine.memory.cuda_calls import CudaError, unwrap
 _POSIX = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CudaRange:
-    """`num_bytes` of device memory from `address`, mapped until the process ends."""
+    """Addresses from `address` for memory of GPU `owner`, as GPU `device` sees it, until the process ends.
+    All segments have `segment_bytes`; the last may be shorter. `mapped` are those that have memory."""
 
+    device: int
+    owner: int
     address: int
     num_bytes: int
+    segment_bytes: int
+    mapped: set[int] = field(default_factory=set)
+
+    @property
+    def num_segments(self) -> int:
+        return num_segments(self.num_bytes, self.segment_bytes)
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Address and size of a segment."""
+        start = number * self.segment_bytes
+        return self.address + start, min(self.segment_bytes, self.num_bytes - start)
 
 
 def create_range(device: int, num_bytes: int, segment_bytes: int) -> tuple[CudaRange, list[int]]:
@@ -32,42 +49,74 @@ def create_range(device: int, num_bytes: int, segment_bytes: int) -> tuple[CudaR
     Returns the range and a descriptor for each segment. Needs a current context. Raises CudaError, and leaves
     nothing behind then.
     """
-    prop = _properties(device)
-    sizes = segment_sizes(num_bytes, segment_bytes, _granularity(prop))
-    descriptors: list[int] = []
-
-    def handles() -> Iterator[Any]:
-        for size in sizes:
-            handle = unwrap("cuMemCreate", driver.cuMemCreate(size, prop, 0))
-            exported = driver.cuMemExportToShareableHandle(handle, _POSIX, 0)
-            descriptors.append(int(unwrap("cuMemExportToShareableHandle", exported)))
-            yield handle
-
+    made = _reserve(device, device, num_bytes, segment_bytes)
     try:
-        return _map(device, sizes, handles(), _granularity(prop)), descriptors
+        return made, create_segments(made, range(made.num_segments))
     except CudaError:
-        for descriptor in descriptors:
-            os.close(descriptor)
+        _free(made)
         raise
 
 
 def import_range(
-    device: int, owner: int, num_bytes: int, segment_bytes: int, descriptors: Sequence[int]
+    device: int,
+    owner: int,
+    num_bytes: int,
+    segment_bytes: int,
+    segments: dict[int, int],
 ) -> CudaRange:
-    """Map for GPU `device` what `create_range` made on GPU `owner` with the same sizes.
+    """Map for GPU `device` what `create_range` made on GPU `owner` with the same sizes: those segments that
+    have memory now, by number, with their descriptors, which may be closed after. Raises CudaError."""
+    made = _reserve(device, owner, num_bytes, segment_bytes)
+    try:
+        import_segments(made, segments)
+    except CudaError:
+        _free(made)
+        raise
+    return made
 
-    The descriptors may be closed after. Raises CudaError.
-    """
-    granularity = _granularity(_properties(owner))
-    sizes = segment_sizes(num_bytes, segment_bytes, granularity)
-    assert len(sizes) == len(descriptors), f"{len(descriptors)} descriptors for {len(sizes)} segments"
 
-    def handles() -> Iterator[Any]:
+def create_segments(made: CudaRange, numbers: Iterable[int]) -> list[int]:
+    """Allocate memory for segments that have none, on the GPU that owns the range; returns a descriptor for
+    each. Raises CudaError, and leaves nothing behind then."""
+    prop = _properties(made.owner)
+    descriptors: list[int] = []
+
+    def create(number: int) -> Any:
+        handle = unwrap("cuMemCreate", driver.cuMemCreate(made.place(number)[1], prop, 0))
+        try:
+            exported = driver.cuMemExportToShareableHandle(handle, _POSIX, 0)
+            descriptors.append(int(unwrap("cuMemExportToShareableHandle", exported)))
+        except CudaError:
+            unwrap("cuMemRelease", driver.cuMemRelease(handle))
+            raise
+        return handle
+
+    try:
+        _map(made, numbers, create)
+    except CudaError:
         for descriptor in descriptors:
-            imported = driver.cuMemImportFromShareableHandle(descriptor, _POSIX)
-            yield unwrap("cuMemImportFromShareableHandle", imported)
+            os.close(descriptor)
+        raise
+    return descriptors
 
-    return _map(device, sizes, handles(), granularity)
+
+def import_segments(made: CudaRange, segments: dict[int, int]) -> None:
+    """Map segments, by number, from their descriptors, which may be closed after; those that are mapped stay
+    as they are. Raises CudaError, and leaves nothing behind then."""
+
+    def take(number: int) -> Any:
+        imported = driver.cuMemImportFromShareableHandle(segments[number], _POSIX)
+        return unwrap("cuMemImportFromShareableHandle", imported)
+
+    _map(made, sorted(segments.keys() - made.mapped), take)
+
+
+def unmap_segments(made: CudaRange, numbers: Iterable[int]) -> None:
+    """Nothing on the device uses these segments any more, as far as they are mapped. Raises CudaError."""
+    for number in sorted(made.mapped.intersection(numbers)):
+        address, num_bytes = made.place(number)
+        unwrap("cuMemUnmap", driver.cuMemUnmap(driver.CUdeviceptr(address), num_bytes))
+        made.mapped.discard(number)
 
 
 def num_segments(num_bytes: int, segment_bytes: int) -> int:
@@ -75,43 +124,70 @@ def num_segments(num_bytes: int, segment_bytes: int) -> int:
     return -(-num_bytes // segment_bytes)
 
 
-def segment_sizes(num_bytes: int, segment_bytes: int, granularity: int) -> list[int]:
-    """Sizes of the segments of a pool: all `segment_bytes` but the last, which is rounded up."""
+def rounded(num_bytes: int, segment_bytes: int, granularity: int) -> int:
+    """The size of a range: only its last segment may be shorter than others, by whole granules."""
     assert segment_bytes % granularity == 0, f"segments have to be multiples of {granularity} bytes"
-    num_whole, rest = divmod(num_bytes, segment_bytes)
-    sizes = [segment_bytes] * num_whole
-    if rest:
-        sizes.append(-(-rest // granularity) * granularity)
-    return sizes
+    return -(-num_bytes // granularity) * granularity
 
 
-def _map(device: int, sizes: Sequence[int], handles: Iterator[Any], granularity: int) -> CudaRange:
-    """Map allocations side by side, readable and writable for `device`; lets go of the handles."""
-    total = sum(sizes)
+def _reserve(device: int, owner: int, num_bytes: int, segment_bytes: int) -> CudaRange:
+    granularity = _granularity(_properties(owner))
+    total = rounded(num_bytes, segment_bytes, granularity)
     reserved = driver.cuMemAddressReserve(total, granularity, driver.CUdeviceptr(0), 0)
-    first = int(unwrap("cuMemAddressReserve", reserved))
-    num_mapped = 0
+    return CudaRange(device, owner, int(unwrap("cuMemAddressReserve", reserved)), total, segment_bytes)
+
+
+def _free(made: CudaRange) -> None:
+    """Give up a range of which nothing is mapped."""
+    with suppress(CudaError):
+        freed = driver.cuMemAddressFree(driver.CUdeviceptr(made.address), made.num_bytes)
+        unwrap("cuMemAddressFree", freed)
+
+
+def _map(made: CudaRange, numbers: Iterable[int], handle_of: Callable[[int], Any]) -> None:
+    """Map an allocation to each of these segments, readable and writable for the range's device, and let go
+    of its handle. All or none."""
+    mapped: list[int] = []  # by this call
     try:
-        for size, handle in zip(sizes, handles, strict=True):
+        for number in numbers:
+            address, num_bytes = made.place(number)
+            handle = handle_of(number)
             try:
-                mapped = driver.cuMemMap(driver.CUdeviceptr(first + num_mapped), size, 0, handle, 0)
-                unwrap("cuMemMap", mapped)
-                num_mapped += size
+                done = driver.cuMemMap(driver.CUdeviceptr(address), num_bytes, 0, handle, 0)
+                unwrap("cuMemMap", done)
+                mapped.append(number)
+                made.mapped.add(number)
             finally:
                 unwrap("cuMemRelease", driver.cuMemRelease(handle))
-        access = driver.CUmemAccessDesc()
-        access.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
-        access.location.id = device
-        access.flags = driver.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
-        allowed = driver.cuMemSetAccess(driver.CUdeviceptr(first), total, [access], 1)
-        unwrap("cuMemSetAccess", allowed)
+        for start, count in _runs(mapped):
+            _allow(made, start, count)
     except CudaError:
         with suppress(CudaError):
-            if num_mapped:
-                unwrap("cuMemUnmap", driver.cuMemUnmap(driver.CUdeviceptr(first), num_mapped))
-            unwrap("cuMemAddressFree", driver.cuMemAddressFree(driver.CUdeviceptr(first), total))
+            unmap_segments(made, mapped)
         raise
-    return CudaRange(first, total)
+
+
+def _allow(made: CudaRange, first: int, count: int) -> None:
+    """Let the range's device read and write neighbouring segments."""
+    access = driver.CUmemAccessDesc()
+    access.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+    access.location.id = made.device
+    access.flags = driver.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
+    address, _ = made.place(first)
+    num_bytes = sum(made.place(number)[1] for number in range(first, first + count))
+    allowed = driver.cuMemSetAccess(driver.CUdeviceptr(address), num_bytes, [access], 1)
+    unwrap("cuMemSetAccess", allowed)
+
+
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Neighbours joined: (first, how many)."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and sum(runs[-1]) == number:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((number, 1))
+    return runs
 
 
 def _properties(device: int) -> Any:

@@ -5,6 +5,7 @@ passes it to runners, which map it. A region is sparse: it takes memory page by 
 """
 
 import contextlib
+import ctypes
 import mmap
 import os
 import socket
@@ -13,6 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 MAX_DESCRIPTORS_PER_MESSAGE = 250  # the kernel takes 253
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # <linux/falloc.h>
 
 _HEADER = struct.Struct("<I")  # descriptors still to come, those of this message included
 
@@ -27,10 +31,7 @@ def create_region(name: str, num_bytes: int) -> int:
     Memory is taken when touched, and a process that touches more than there is gets killed; so a region
     larger than what is available now is refused. Raises RegionError.
     """
-    available = available_bytes()
-    if num_bytes > available:
-        wanted, left = _gib(num_bytes), _gib(available)
-        raise RegionError(f"{name}: {wanted} wanted, but the machine has only {left} of memory available")
+    require_available(num_bytes, name)
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
     try:
         os.ftruncate(descriptor, num_bytes)
@@ -38,6 +39,27 @@ def create_region(name: str, num_bytes: int) -> int:
         os.close(descriptor)
         raise RegionError(f"{name}: cannot make a region of {_gib(num_bytes)}: {error.strerror}") from None
     return descriptor
+
+
+def require_available(num_bytes: int, name: str) -> None:
+    """Raises RegionError if the machine has not so much memory left."""
+    available = available_bytes()
+    if num_bytes > available:
+        wanted, left = _gib(num_bytes), _gib(available)
+        raise RegionError(f"{name}: {wanted} wanted, but the machine has only {left} of memory available")
+
+
+def punch_hole(descriptor: int, start: int, num_bytes: int) -> None:
+    """Give the memory of a part of a region back: it reads as zeros, in every process that has it mapped,
+    and takes memory again when touched."""
+    result = _LIBC.fallocate(
+        ctypes.c_int(descriptor),
+        ctypes.c_int(_PUNCH_HOLE | _KEEP_SIZE),
+        ctypes.c_int64(start),
+        ctypes.c_int64(num_bytes),
+    )
+    if result != 0:
+        raise OSError(ctypes.get_errno(), "cannot punch a hole into a region")
 
 
 def map_region(descriptor: int) -> mmap.mmap:

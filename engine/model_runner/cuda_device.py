@@ -9,7 +9,15 @@ from cuda.bindings import runtime
 
 from engine.memory.cuda_calls import CudaError, unwrap
 from engine.memory.cuda_copy import driver_batch_copy
-from engine.memory.cuda_pool import CudaRange, create_range, import_range, num_segments
+from engine.memory.cuda_pool import (
+    CudaRange,
+    create_range,
+    create_segments,
+    import_range,
+    import_segments,
+    num_segments,
+    unmap_segments,
+)
 from engine.memory.page import PageLayout
 from engine.memory.transfer_cuda import CudaPool, CudaTransfers
 from engine.messages import Attach, Load, PoolSpec
@@ -38,6 +46,7 @@ class CudaDevice:
         torch.cuda.set_device(index)
         self._index = index
         self._compute = torch.cuda.Stream(index)  # also makes the context that the driver's calls need
+        self._ranges: dict[int, CudaRange] = {}  # by pool
 
     @property
     def place(self) -> torch.device:
@@ -75,6 +84,24 @@ class CudaDevice:
         host_specs = [spec for spec in attach.pools if spec.kind != "cuda"]
         attached.transfers.pools.update(peers | self._pin(map_host_pools(host_specs, descriptors)))
         return unreachable
+
+    def unmap(self, pool: int, segments: Sequence[int]) -> None:
+        if pool in self._ranges:  # else out of reach
+            torch.cuda.synchronize(self.place)
+            unmap_segments(self._ranges[pool], segments)
+
+    def remap(self, pool: int, segments: Sequence[int], descriptors: Sequence[int]) -> None:
+        if pool in self._ranges:
+            import_segments(self._ranges[pool], dict(zip(segments, descriptors, strict=True)))
+
+    def make_segments(self, pool: int, segments: Sequence[int]) -> list[int]:
+        made = self._ranges[pool]
+        torch.cuda.empty_cache()
+        descriptors = create_segments(made, segments)
+        for number in segments:
+            _as_tensor(made.place(number)[0], (1, made.place(number)[1])).zero_()
+        torch.cuda.synchronize(self.place)
+        return descriptors
 
     def make_executor(
         self,
@@ -156,7 +183,8 @@ class CudaDevice:
             log.warning("cuda:%d: the driver cannot share memory (%s): no leases here", self._index, error)
             shape = (spec.num_pages, spec.page_bytes)
             return torch.zeros(shape, dtype=torch.uint8, device=self.place), []
-        return _as_tensor(made, spec).zero_(), descriptors
+        self._ranges[spec.pool] = made
+        return _as_tensor(made.address, (spec.num_pages, spec.page_bytes)).zero_(), descriptors
 
     def _import(self, spec: PoolSpec, descriptors: Sequence[int]) -> torch.Tensor:
         """Map a pool of this GPU or of another. Raises DeviceError, CudaError."""
@@ -166,9 +194,11 @@ class CudaDevice:
         if spec.region is None:
             raise DeviceError(f"pool {spec.pool} of {spec.device} came without its memory")
         num_bytes = spec.region_bytes or spec.num_pages * spec.page_bytes
-        count = num_segments(num_bytes, spec.segment_bytes)
-        own = descriptors[spec.region : spec.region + count]
-        return _as_tensor(import_range(self._index, owner, num_bytes, spec.segment_bytes, own), spec)
+        there = [n for n in range(num_segments(num_bytes, spec.segment_bytes)) if n not in spec.missing]
+        own = dict(zip(there, descriptors[spec.region : spec.region + len(there)], strict=True))
+        mapped = import_range(self._index, owner, num_bytes, spec.segment_bytes, own)
+        self._ranges[spec.pool] = mapped
+        return _as_tensor(mapped.address, (spec.num_pages, spec.page_bytes))
 
 
 class _DeviceBytes:
@@ -184,9 +214,9 @@ class _DeviceBytes:
         }
 
 
-def _as_tensor(mapped: CudaRange, spec: PoolSpec) -> torch.Tensor:
-    """The pages of a pool, uint8 `[num_pages, page_bytes]`; torch finds out on which GPU they lie."""
-    return torch.as_tensor(_DeviceBytes(mapped.address, (spec.num_pages, spec.page_bytes)))
+def _as_tensor(address: int, shape: tuple[int, int]) -> torch.Tensor:
+    """Mapped memory as a tensor, uint8; torch finds out on which GPU it lies."""
+    return torch.as_tensor(_DeviceBytes(address, shape))
 
 
 def move(

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from engine.memory.page import PageLayout
-from engine.memory.regions import available_bytes, map_region
+from engine.memory.regions import available_bytes, map_region, require_available
 from engine.memory.transfer import Transfers
 from engine.memory.transfer_cpu import CpuTransfers
 from engine.messages import Attach, Load, PoolSpec
@@ -55,6 +55,16 @@ class Device(Protocol):
     def attach_more(self, attached: Attached, attach: Attach, descriptors: Sequence[int]) -> dict[int, str]:
         """Map further pools for the transfers of `attached`; the pools that cannot be reached, and why.
         Raises DeviceError, RegionError."""
+
+    def unmap(self, pool: int, segments: Sequence[int]) -> None:
+        """Let go of the memory of segments that nothing will touch until they are mapped again."""
+
+    def remap(self, pool: int, segments: Sequence[int], descriptors: Sequence[int]) -> None:
+        """Map segments of a pool again, where they were."""
+
+    def make_segments(self, pool: int, segments: Sequence[int]) -> list[int]:
+        """Have memory of zeros for segments of the local pool that have none; a descriptor for each, if they
+        are not those that the engine has. Raises RegionError, or an error that `is_out_of_memory`."""
 
     def make_executor(
         self,
@@ -132,11 +142,15 @@ class CpuDevice:
 
     place = torch.device("cpu")
 
+    def __init__(self) -> None:
+        self._segment_bytes = 0  # of the local pool
+
     def free_bytes(self) -> int:
         return available_bytes()
 
     def attach(self, attach: Attach, descriptors: Sequence[int]) -> Attached:
         near = [spec for spec in attach.pools if spec.kind != "cuda"]
+        self._segment_bytes = next(s.segment_bytes for s in attach.pools if s.pool == attach.local)
         pools = map_host_pools(near, descriptors)
         transfers = CpuTransfers({pool: pages.numpy() for pool, pages in pools.items()}, attach.links)
         return Attached(pools[attach.local], transfers, unreachable=_on_gpus(attach))
@@ -147,6 +161,16 @@ class CpuDevice:
         assert isinstance(attached.transfers, CpuTransfers)
         attached.transfers.add_pools({pool: pages.numpy() for pool, pages in pools.items()}, attach.links)
         return _on_gpus(attach)
+
+    def unmap(self, pool: int, segments: Sequence[int]) -> None:
+        """The engine punches a hole into the region, which all that have it mapped see."""
+
+    def remap(self, pool: int, segments: Sequence[int], descriptors: Sequence[int]) -> None:
+        """A region takes memory again as it is touched."""
+
+    def make_segments(self, pool: int, segments: Sequence[int]) -> list[int]:
+        require_available(len(segments) * self._segment_bytes, "memory to grow by")
+        return []
 
     def make_executor(
         self,

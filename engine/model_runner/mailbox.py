@@ -41,7 +41,9 @@ class Mailbox:
         return messages
 
     def wait(self, descriptors: Sequence[int], timeout_s: float | None) -> None:
-        """Wait until a message comes, one of `descriptors` is readable, or the time is over."""
+        """Wait until a message is there, one of `descriptors` is readable, or the time is over."""
+        if self._received:
+            return
         select.select([self._socket.fileno(), *descriptors], [], [], timeout_s)
 
     def _receive(self, timeout_s: float | None) -> None:

@@ -6,7 +6,6 @@ Exit status: 0 after Shutdown or when the engine is gone, 1 after a Fault, 2 aft
 
 import ctypes
 import logging
-import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -18,16 +17,17 @@ from typing import TypeVar
 import torch
 
 from engine.memory.page import PageLayout
-from engine.memory.regions import RegionError, receive_descriptors, send_descriptors
-from engine.messages import Attach, Fault, Load, Loaded, Mapped, Ready, Refused, Shutdown
+from engine.memory.regions import RegionError
+from engine.messages import Attach, Fault, Load, Loaded, Ready, Refused, Shutdown
 from engine.model_runner import attention
 from engine.model_runner.checks import SliceCheck
-from engine.model_runner.devices import Attached, Device, DeviceError, open_device, page_view
+from engine.model_runner.devices import Device, DeviceError, open_device, page_view
 from engine.model_runner.families import UnsupportedModel
 from engine.model_runner.families import layout as layout_of
 from engine.model_runner.grammar import Grammars
 from engine.model_runner.loading import LoadedModel, load_model
 from engine.model_runner.mailbox import Mailbox
+from engine.model_runner.mapped_pools import attach_pools
 from engine.model_runner.pending_grammars import PendingGrammars
 from engine.model_runner.runner import Runner
 from engine.model_runner.selftest import SelfTestFailed, self_test, self_test_scratch
@@ -117,7 +117,8 @@ def get_ready(device: Device, load: Load, mailbox: Mailbox, descriptors: socket.
     start_s = monotonic()
     model = load_onto(device, load, mailbox)
     mailbox.send(Loaded(card=model.loaded.card, layout=model.layout, free_bytes=device.free_bytes()))
-    attached = attach_pools(device, expect(mailbox, Attach), descriptors)
+    pools = attach_pools(device, expect(mailbox, Attach), descriptors)
+    attached = pools.attached
     with closing(attached.transfers):
         pool = page_view(attached.local, model.layout, model.dtype)
         executor = device.make_executor(
@@ -131,11 +132,7 @@ def get_ready(device: Device, load: Load, mailbox: Mailbox, descriptors: socket.
             unreachable=attached.unreachable,
         )
         mailbox.send(ready)
-
-        def map_more(more: Attach) -> Mapped:
-            return attach_more(device, attached, more, descriptors)
-
-        yield Runner(mailbox, executor, make_slice_table(model, load), attached.transfers, map_more)
+        yield Runner(mailbox, executor, make_slice_table(model, load), attached.transfers, pools.change)
 
 
 def load_onto(device: Device, load: Load, mailbox: Mailbox) -> ServedModel:
@@ -164,27 +161,6 @@ def load_onto(device: Device, load: Load, mailbox: Mailbox) -> ServedModel:
     executor = device.make_test_executor(loaded, layout, scratch)
     self_test(executor, scratch, family=card.architecture, vocab_size=card.vocab_size, dtype=dtype)
     return ServedModel(loaded, layout, dtype, grammars)
-
-
-def attach_pools(device: Device, attach: Attach, descriptors: socket.socket) -> Attached:
-    """Map the pools; the engine keeps all descriptors. Raises DeviceError, RegionError, EOFError."""
-    received = receive_descriptors(descriptors)
-    attached = device.attach(attach, received)
-    exported = attached.exported
-    if exported is not None:
-        send_descriptors(descriptors, exported)
-    for descriptor in (*received, *(exported or ())):
-        os.close(descriptor)
-    return attached
-
-
-def attach_more(device: Device, attached: Attached, attach: Attach, descriptors: socket.socket) -> Mapped:
-    """Map pools that came later. Raises DeviceError, RegionError, EOFError."""
-    received = receive_descriptors(descriptors)
-    unreachable = device.attach_more(attached, attach, received)
-    for descriptor in received:
-        os.close(descriptor)
-    return Mapped(pools=[spec.pool for spec in attach.pools], unreachable=unreachable)
 
 
 def make_slice_table(model: ServedModel, load: Load) -> SliceTable:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from time import monotonic_ns
 
 from engine.memory.transfer import Transfers
-from engine.messages import Attach, Mapped, MoveEnd, Plan, Report, Shutdown, Step
+from engine.messages import Attach, MakeSegments, MoveEnd, Plan, Remap, Report, Shutdown, Step, Unmap
 from engine.model_runner.batch import Executor, PendingStep, StepRow
 from engine.model_runner.mailbox import Mailbox
+from engine.model_runner.mapped_pools import PoolAnswer, PoolMessage
 from engine.model_runner.pace import LaunchPace
 from engine.model_runner.slices import SliceTable
 
@@ -47,7 +48,7 @@ class StallClock:
 
 
 class Runner:
-    """Executes plans until `Shutdown`. `map_pools` maps those of a later `Attach`."""
+    """Executes plans until `Shutdown`. `change_pools` maps and unmaps what the engine says, between steps."""
 
     def __init__(
         self,
@@ -55,13 +56,13 @@ class Runner:
         executor: Executor,
         slices: SliceTable,
         transfers: Transfers,
-        map_pools: Callable[[Attach], Mapped],
+        change_pools: Callable[[PoolMessage], PoolAnswer],
     ) -> None:
         self._mailbox = mailbox
         self._executor = executor
         self._slices = slices
         self._transfers = transfers
-        self._map_pools = map_pools
+        self._change_pools = change_pools
         self._pending: deque[InFlight] = deque()
         self._pace = LaunchPace()
         self._began_ns = 0  # when the device began with the oldest step in flight, as far as is known here
@@ -101,8 +102,8 @@ class Runner:
                     self._slices.apply(message)
                     for move in message.moves:
                         self._transfers.submit(move)
-                case Attach():
-                    self._mailbox.send(self._map_pools(message))
+                case Attach() | Unmap() | Remap() | MakeSegments():
+                    self._mailbox.send(self._change_pools(message))
                 case Shutdown():
                     self._is_shutting_down = True
                 case _:

@@ -16,6 +16,7 @@ from engine.messages import (
     Move,
     Plan,
     PoolSpec,
+    Remapped,
     Report,
     Sampling,
     Shutdown,
@@ -23,6 +24,7 @@ from engine.messages import (
 )
 from engine.model_runner.batch import StepResult, StepRow
 from engine.model_runner.mailbox import Mailbox
+from engine.model_runner.mapped_pools import PoolAnswer, PoolMessage
 from engine.model_runner.runner import Runner, StallClock
 from engine.model_runner.slices import SliceTable
 from engine.wire import MessagePipe
@@ -95,8 +97,10 @@ class Rig:
         )
         self.runner = Runner(Mailbox(self.theirs), self.executor, slices, self.transfers, self.map_pools)
 
-    def map_pools(self, attach: Attach) -> Mapped:
-        return Mapped(pools=[spec.pool for spec in attach.pools], unreachable={9: "too far"})
+    def map_pools(self, message: PoolMessage) -> PoolAnswer:
+        if not isinstance(message, Attach):
+            return Remapped(pool=7)
+        return Mapped(pools=[spec.pool for spec in message.pools], unreachable={9: "too far"})
 
     def step(self) -> Report | None:
         """One turn of the loop; what it reported."""
