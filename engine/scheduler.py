@@ -220,7 +220,7 @@ class Scheduler:
             if slice_id == turn.next_id:
                 device.by_slice.pop(turn.slice_id)
                 turn.slice_id, turn.next_id = turn.next_id, None
-                self.slice_log.extend(prompt, now_ns)
+                self.slice_log.extend(prompt, now_ns, step.fed[row])
             if token is not None:
                 self._on_token(prompt, token, now_ns)
                 self.needs_plan |= self.planner.is_nearly_used_up(prompt)

@@ -16,7 +16,8 @@ CAPACITY = 4096  # slices: a minute of a busy server
 
 @dataclass(slots=True)
 class _OpenSlice:
-    """A slice in force. `computed` and `sampled` are the prompt's totals as it began."""
+    """A slice in force. `computed` and `sampled` are the prompt's totals as it began, `pending` the tokens
+    that were known and not computed: one, when it only had to go on."""
 
     prompt: Prompt
     device: str
@@ -24,10 +25,11 @@ class _OpenSlice:
     start_ns: int
     computed: int
     sampled: int
+    pending: int
     first_token_ns: int | None = None
 
     def record(self, end_ns: int | None, fate: SliceFate | None) -> SliceRecord:
-        sampled = len(self.prompt.output_ids) - self.sampled
+        computed = self.prompt.context.computed - self.computed
         return SliceRecord(
             prompt=self.prompt.task.serial,
             tenant=self.prompt.task.tenant,
@@ -37,10 +39,17 @@ class _OpenSlice:
             start_ns=self.start_ns,
             first_token_ns=self.first_token_ns,
             end_ns=end_ns,
-            prefilled=max(0, self.prompt.context.computed - self.computed - sampled),
-            sampled=sampled,
+            prefilled=min(computed, self.pending) if self.pending > 1 else 0,
+            sampled=len(self.prompt.output_ids) - self.sampled,
             fate=fate,
         )
+
+
+def _begun(prompt: Prompt, device: str, slot: int, start_ns: int, num_fed: int) -> _OpenSlice:
+    """A slice whose first step has computed `num_fed` positions; its token does not count yet."""
+    computed = prompt.context.computed - num_fed
+    sampled, pending = len(prompt.output_ids), prompt.num_tokens - computed
+    return _OpenSlice(prompt, device, slot, start_ns, computed, sampled, pending)
 
 
 class _Slots:
@@ -73,20 +82,17 @@ class SliceLog:
         positions."""
         assert prompt not in self._open
         slot = self._slots.setdefault(device, _Slots()).take()
-        computed = prompt.context.computed - num_fed
-        self._open[prompt] = _OpenSlice(prompt, device, slot, start_ns, computed, len(prompt.output_ids))
+        self._open[prompt] = _begun(prompt, device, slot, start_ns, num_fed)
 
     def first_token(self, prompt: Prompt, now_ns: int) -> None:
         """Until now the prompt's slice was prefill."""
         self._open[prompt].first_token_ns = now_ns
 
-    def extend(self, prompt: Prompt, now_ns: int) -> None:
-        """The prompt's next slice begins as this one ends, in the same place."""
+    def extend(self, prompt: Prompt, now_ns: int, num_fed: int) -> None:
+        """The prompt's next slice has taken over, in the same place: its first step was reported."""
         ended = self._open[prompt]
         self._ended.append(ended.record(now_ns, SliceFate.EXTENDED))
-        self._open[prompt] = _OpenSlice(
-            prompt, ended.device, ended.slot, now_ns, prompt.context.computed, len(prompt.output_ids)
-        )
+        self._open[prompt] = _begun(prompt, ended.device, ended.slot, now_ns, num_fed)
 
     def end(self, prompt: Prompt, fate: SliceFate, now_ns: int) -> None:
         """The prompt's turn is over; nothing to note if it made no step."""
