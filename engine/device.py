@@ -43,6 +43,7 @@ class Device:
     step_ns: float  # of a decode step with the batch of now: a moving average
     is_up: bool = True
     running: dict[Prompt, None] = field(default_factory=dict)
+    ending: dict[Prompt, None] = field(default_factory=dict)  # of those, whom the runner was told to end
     by_slice: dict[int, Prompt] = field(default_factory=dict)
     cancelled: dict[int, Context] = field(default_factory=dict)  # by slice, until its end is reported
     outbox: Outbox = field(default_factory=Outbox)

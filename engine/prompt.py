@@ -70,7 +70,9 @@ class Prompt:
         return self.sampling.max_tokens - len(self.output_ids)
 
     def ids_from(self, start: int) -> list[int]:
-        """Token ids at positions `start` and on."""
+        """Token ids at positions `start` and on; not to be changed."""
+        if not start:
+            return self.input_ids + self.output_ids if self.output_ids else self.input_ids
         num_input = len(self.input_ids)
         if start >= num_input:
             return self.output_ids[start - num_input :]

@@ -99,7 +99,7 @@ class Scheduler:
         self.prompts[prompt.prompt_id] = prompt
         self.counters.admitted += 1
         self.counters.prompt_tokens += len(prompt.input_ids)
-        self.planner.enqueue(prompt, now_ns)
+        self.planner.waiting.enqueue(prompt, now_ns)
         self.needs_plan = True
 
     def abort(self, prompt_id: str, now_ns: int) -> None:
@@ -170,9 +170,9 @@ class Scheduler:
         if prompt.turn is not None:
             is_queued = prompt.turn.is_expiring
             self.slice_log.end(prompt, SliceFate.PREEMPTED, now_ns)
-            self.planner.cancel(prompt)
+            self.planner.turns.cancel(prompt)
             if not is_queued:
-                self.planner.requeue(prompt, now_ns)
+                self.planner.waiting.requeue(prompt, now_ns)
         self.store.close(prompt.context)
         prompt.context = self.store.open()
 
@@ -223,7 +223,7 @@ class Scheduler:
                 self.slice_log.extend(prompt, now_ns, step.fed[row])
             if token is not None:
                 self._on_token(prompt, token, now_ns)
-                self.needs_plan |= self.planner.is_nearly_used_up(prompt)
+                self.needs_plan |= self.planner.turns.is_nearly_used_up(prompt)
             prompt.take_logprobs(step.logprobs.get(row), step.prompt_logprobs.get(row))
 
     def _on_computed(self, prompt: Prompt, fed: int, computed: int) -> None:
@@ -238,7 +238,7 @@ class Scheduler:
             prompt.longest_gap_ns = max(prompt.longest_gap_ns, now_ns - prompt.last_token_ns)
             self.counters.longest_gap_ns = max(self.counters.longest_gap_ns, prompt.longest_gap_ns)
         else:
-            self.planner.on_first_token(prompt, now_ns)
+            self.planner.waiting.pass_gate(prompt, now_ns)
             self.slice_log.first_token(prompt, now_ns)
             self.needs_plan = True
         prompt.output_ids.append(token)
@@ -280,7 +280,7 @@ class Scheduler:
         if self.policy.recomputes:
             self.store.drop(prompt.context)
         if not is_queued:
-            self.planner.requeue(prompt, now_ns)
+            self.planner.waiting.requeue(prompt, now_ns)
 
     def _finish(self, prompt: Prompt, reason: FinishReason, now_ns: int) -> None:
         """End the prompt for good, wherever it is. An aborted one has nobody to tell."""
@@ -290,8 +290,8 @@ class Scheduler:
         self.slice_log.end(prompt, SliceFate(reason), now_ns)
         self.counters.finished[reason] = self.counters.finished.get(reason, 0) + 1
         if prompt.turn is not None:
-            self.planner.cancel(prompt)
-        self.planner.forget(prompt, now_ns)
+            self.planner.turns.cancel(prompt)
+        self.planner.waiting.forget(prompt, now_ns)
         self.store.close(prompt.context)
         if reason is FinishReason.ABORT:
             self._has_news.pop(prompt, None)
@@ -319,7 +319,7 @@ class Scheduler:
 
     def service_by_tenant(self) -> dict[str, int]:
         """GPU time charged to each tenant so far, in nanoseconds."""
-        return self.planner.service_ns
+        return self.planner.waiting.service_ns
 
     def pool_name(self, pool_id: int) -> str:
         """The device in whose memory a pool lies, or "host"."""

@@ -100,6 +100,8 @@ class Mirrors:
                 return best
             if any(self.tiers[pool_id].num_free or self._num_on_offer(pool_id) for pool_id in pools):
                 return None
+            for pool_id in pools:
+                self._lease(self.tiers[pool_id], count)  # in vain, but the wish is remembered
         return None
 
     def _current(self, context: Context, pools: list[int], count: int) -> PagePool | None:
@@ -115,13 +117,17 @@ class Mirrors:
         for pools in self.placement.classes(home):
             for pool_id in sorted(pools, key=self._num_free_in, reverse=True) if len(pools) > 1 else pools:
                 pool = self.tiers[pool_id]
-                if pool.is_leased and pool.num_free < count and self.market is not None:
-                    self.market.lease(pool_id, count - pool.num_free)
+                if pool.num_free < count:
+                    self._lease(pool, count - pool.num_free)
                 if pool.num_free:
                     count -= min(pool.num_free, count)
                     yield pool
                 if not count:
                     return
+
+    def _lease(self, pool: PagePool, count: int) -> None:
+        if pool.is_leased and self.market is not None:
+            self.market.lease(pool.pool_id, count)
 
     def _num_free_in(self, pool_id: int) -> int:
         return self.tiers[pool_id].num_free + self._num_on_offer(pool_id)

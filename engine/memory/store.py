@@ -112,19 +112,22 @@ class ContextStore:
         """Pages of the pool that are free, or could be freed at once without losing anything."""
         return self._local.num_available(pool_id, besides=besides)
 
-    def prepare(self, context: Context, pool_id: int, end: int) -> list[Move] | None:
+    def prepare(self, context: Context, pool_id: int, end: int, *, spare: int = 0) -> list[Move] | None:
         """Make `context` ready to run in `pool_id` up to position `end`: evict idle contexts if need be,
         allocate pages, and return the moves that its slice has to wait for.
 
-        None, with nothing changed, if there is no room, a move is bringing it somewhere else, it has pages
-        that the device cannot reach, or some in a segment that is to be empty.
+        None, with nothing changed, if there is no room for it and `spare` pages more, a move is bringing it
+        somewhere else, it has pages that the device cannot reach, or some in a segment that is to be empty.
         """
         assert not context.is_running
         if context.home == pool_id and self._vacating.is_in_the_way(context):
             return None
         if context.home != pool_id and (context.moves_in_flight or not self._can_come(context, pool_id)):
             return None
-        if not self._local.make_room(pool_id, self.pages_needed(context, pool_id, end), besides=context):
+        needed = self.pages_needed(context, pool_id, end)
+        if spare and needed + spare > self._local.num_available(pool_id, besides=context):
+            return None
+        if not self._local.make_room(pool_id, needed, besides=context):
             return None
         self._local.wake(context)
         old = self._departures.leave(context) if context.home not in (pool_id, None) else []

@@ -1,0 +1,113 @@
+"""Who has to make way for whom: turns that are ended, and room that is kept for those who wait."""
+
+from collections.abc import Iterable
+
+from engine.device import Device
+from engine.fairness.policy import Policy
+from engine.memory.store import ContextStore
+from engine.prompt import Prompt
+from engine.turns import Turns
+from engine.waiting import Waiting
+
+
+class Preemption:
+    """`claims` are the pages that prompts who wait have laid claim to in the plan being made, by device."""
+
+    def __init__(self, policy: Policy, store: ContextStore, waiting: Waiting, turns: Turns) -> None:
+        self.claims: dict[Device, int] = {}
+        self._policy = policy
+        self._store = store
+        self._waiting = waiting
+        self._turns = turns
+        self._victims: dict[Device, list[Prompt]] = {}  # who may be ended in the plan being made
+
+    def begin_plan(self, devices: Iterable[Device]) -> None:
+        """Nobody has claimed anything yet."""
+        self.claims = dict.fromkeys(devices, 0)
+        self._victims.clear()
+
+    def spare_pages(self, device: Device) -> int:
+        """Pages that a turn started now has to leave: a reserve for turns to grow, while there are some, and
+        what is claimed and will not come back by itself."""
+        if not device.running:
+            return 0
+        spare = self._turns.reserve_pages(device)
+        if self.claims[device]:
+            spare += max(0, self.claims[device] - self._pages_coming(device))
+        return spare
+
+    def claim_room(self, prompt: Prompt, now_ns: int) -> None:
+        """End as many turns as a waiting prompt needs room, if it deserves their place, and keep that room
+        for it. A prompt that is due deserves any, and keeps what is free even if nobody can make way yet."""
+        is_due = self._waiting.is_due(prompt, now_ns)
+        home = prompt.context.home
+        device = min(self.claims, key=lambda d: (d.pool_id != home, len(d.running), d.pool_id))
+        end = self._turns.end_position(prompt, len(prompt.output_ids) + 1)
+        needed = self._store.pages_needed(prompt.context, device.pool_id, end)
+        short = needed + self.claims[device] + self._turns.reserve_pages(device)
+        short -= self._store.num_available(device.pool_id, besides=prompt.context)
+        short -= self._pages_coming(device)
+        needs_slot = device.num_slots_free == 0 and not device.ending
+        has_claim = is_due
+        for victim in self._victims_on(device, now_ns) if short > 0 or needs_slot else ():
+            if not is_due and not self._policy.preempts(prompt.task, victim.task, now_ns):
+                continue
+            self._turns.end(victim)
+            has_claim, needs_slot = True, False
+            short -= victim.context.num_local
+            if short <= 0:
+                break
+        if has_claim:
+            self.claims[device] += needed
+
+    def make_way(self, device: Device) -> None:
+        """A running prompt found no page to go on, and nobody waits whose turn it could be: under a policy
+        that runs prompts to completion the youngest gives way; otherwise its slice simply ends."""
+        if not self._policy.rotates and not device.ending:
+            self._turns.end(max(device.running, key=lambda prompt: prompt.task.serial))
+
+    def drop_if_stuck(self, devices: Iterable[Device]) -> None:
+        """Somebody found no room and none is coming: every tier is full. The youngest prompt that holds
+        pages without running, and without a mirror, is dropped; it is recomputed at its turn."""
+        if any(device.cancelled or self._pages_coming(device) for device in devices):
+            return
+        pools = {device.pool_id for device in devices}
+        idle = [
+            prompt
+            for prompt in self._waiting.prompts.values()
+            if prompt.context.home in pools and prompt.context.is_dirty and not prompt.context.is_running
+        ]
+        if idle:
+            self._store.drop(max(idle, key=lambda prompt: prompt.task.serial).context)
+
+    def may_be_ended(self, prompt: Prompt, floor_ns: int, now_ns: int) -> bool:
+        """A turn lasts until its pages are there and it has made a step, the first one until its token."""
+        turn = prompt.turn
+        assert turn is not None
+        if turn.is_ending or turn.first_ns is None:
+            return False
+        if turn.is_first and not prompt.has_first_token:
+            return False
+        return turn.is_expiring or now_ns - turn.first_ns >= floor_ns
+
+    def _victims_on(self, device: Device, now_ns: int) -> list[Prompt]:
+        """Prompts whose slice is nearly over, then those that had their minimum granularity in this turn;
+        of either those first that were served most."""
+        floor_ns = self._turns.floor_ns(device)
+        able = [
+            p for p in self._victims.get(device, device.running) if self.may_be_ended(p, floor_ns, now_ns)
+        ]
+        self._victims[device] = able  # nobody else will be in the course of the plan
+        return sorted(able, key=_most_served)
+
+    def _pages_coming(self, device: Device) -> int:
+        """Pages of turns that are about to end, and of idle contexts that are being mirrored."""
+        coming = self._store.num_in_motion(device.pool_id)
+        for prompt in device.ending:
+            coming += prompt.context.num_local
+        return coming
+
+
+def _most_served(prompt: Prompt) -> tuple[bool, int, int]:
+    assert prompt.turn is not None
+    return not prompt.turn.is_expiring, -prompt.task.vruntime_ns, -prompt.task.serial

@@ -1,0 +1,186 @@
+"""Turns of prompts on devices: begun, extended slice by slice, ended, cancelled."""
+
+from itertools import count
+
+from engine.device import Device
+from engine.fairness.policy import Policy
+from engine.fairness.slice_length import slice_length_ns
+from engine.memory.store import ContextStore
+from engine.messages import Extension, Slice
+from engine.prompt import Prompt, Turn
+
+MIN_STEPS = 4  # a slice is worth at least so many steps: switching costs about one
+LOOKAHEAD_NS = 20_000_000  # the next slice is planned so long before this one is used up, ...
+LOOKAHEAD_STEPS = 2  # ... and at least so many steps
+GRANT_PAGES = 2  # when nobody waits, a slice is a grant of so many pages: more would only lie unused
+UNCONTENDED_NS = 250_000_000  # slices when nobody waits: only a grant of pages, which an arrival cuts short
+
+
+class Turns:
+    """Writes slices, extensions and ends into the devices' outboxes, with the pages that they need.
+
+    `target_ns`, `slice_ns` and `min_slice_ns` are what slices are measured by (`slice_length`), no context
+    grows beyond `max_model_len`, and under contention a start leaves the share `reserve` of a pool to those
+    who run.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        store: ContextStore,
+        *,
+        target_ns: int,
+        slice_ns: int,
+        min_slice_ns: int,
+        max_model_len: int,
+        reserve: float,
+    ) -> None:
+        self._policy = policy
+        self._store = store
+        self._target_ns = target_ns
+        self._slice_ns = slice_ns
+        self._min_slice_ns = min_slice_ns
+        self._max_model_len = max_model_len
+        self._reserve = reserve
+        self._slice_ids = count(1)
+        self._slice_tokens: dict[Device, int] = {}  # of the plan being made
+        self._num_running = 0
+
+    # ------------------------------------------------------------------ measures
+
+    def begin_plan(self, devices: list[Device]) -> None:
+        """Slices are measured once per plan, by what runs and waits when the first is."""
+        self._slice_tokens.clear()
+        self._num_running = sum(len(device.running) for device in devices)
+
+    def floor_ns(self, device: Device) -> int:
+        """The least that a turn should last."""
+        return max(self._min_slice_ns, round(MIN_STEPS * device.step_ns))
+
+    def reserve_pages(self, device: Device) -> int:
+        """Pages kept free under contention. Who runs to completion makes way by recomputing instead."""
+        if not self._policy.rotates:
+            return 0
+        return round(self._reserve * self._store.local_pools[device.pool_id].num_usable)
+
+    def end_position(self, prompt: Prompt, until: int) -> int:
+        """Positions that a turn up to output token `until` may write."""
+        end = len(prompt.input_ids) + until
+        return end if end < self._max_model_len else self._max_model_len
+
+    def is_nearly_used_up(self, prompt: Prompt) -> bool:
+        """Whether the prompt's next slice is due to be planned."""
+        turn = prompt.turn
+        assert turn is not None
+        if turn.is_ending or turn.until >= prompt.sampling.max_tokens:
+            return False
+        lookahead = max(LOOKAHEAD_STEPS, round(LOOKAHEAD_NS / turn.device.step_ns))
+        return turn.until - len(prompt.output_ids) <= lookahead
+
+    def _measure_slice(self, device: Device) -> int:
+        """How many tokens a prompt may sample before others have their turn."""
+        floor_ns = self.floor_ns(device)
+        num_waiting = self._policy.num_queued() if self._policy.rotates else 0
+        length_ns = slice_length_ns(
+            num_running=self._num_running,
+            num_waiting=num_waiting,
+            target_ns=self._target_ns,
+            floor_ns=floor_ns,
+            cap_ns=max(floor_ns, self._slice_ns),
+            alone_ns=max(floor_ns, UNCONTENDED_NS),
+        )
+        num_tokens = max(1, round(length_ns / device.step_ns))
+        return num_tokens if num_waiting else min(num_tokens, GRANT_PAGES * self._store.layout.page_tokens)
+
+    def _until(self, prompt: Prompt, device: Device, start: int) -> int:
+        """The output token up to which a slice from output token `start` lasts."""
+        tokens = self._slice_tokens.get(device)
+        if tokens is None:
+            tokens = self._slice_tokens[device] = self._measure_slice(device)
+        return min(start + tokens, prompt.sampling.max_tokens)
+
+    # ------------------------------------------------------------------ turns
+
+    def start(self, prompt: Prompt, device: Device, spare: int) -> bool:
+        """Give the prompt a turn on this device, if its pages fit there and `spare` pages are left for turns
+        that run to grow, and for those who have claimed them."""
+        sampled = len(prompt.output_ids)
+        until = self._until(prompt, device, sampled)
+        context = prompt.context
+        end = self.end_position(prompt, until)
+        moves = self._store.prepare(context, device.pool_id, end, spare=spare)
+        if moves is None:
+            return False
+        slice_id = next(self._slice_ids)
+        start = context.computed
+        device.outbox.moves += moves
+        device.outbox.slices.append(
+            Slice(
+                slice_id=slice_id,
+                start=start,
+                ids=prompt.ids_from(start),
+                pages=context.slice_tables(),
+                max_new=until - sampled,
+                num_prompt=len(prompt.input_ids),
+                sampling=prompt.sampling,
+                history=prompt.ids_from(0)[:start] if start and prompt.needs_history() else [],
+                wait_moves=[move.move_id for move in moves],
+            )
+        )
+        prompt.turn = Turn(device, slice_id, until, is_first=not sampled)
+        device.running[prompt] = None
+        device.by_slice[slice_id] = prompt
+        return True
+
+    def extend(self, prompt: Prompt) -> bool:
+        """Queue the next slice of a running prompt behind the one it has."""
+        turn = prompt.turn
+        assert turn is not None
+        if turn.is_ending or turn.next_id is not None:
+            return False
+        device = turn.device
+        until = self._until(prompt, device, turn.until)
+        pages = self._store.extend(prompt.context, self.end_position(prompt, until))
+        if pages is None:
+            return False
+        turn.next_id = next(self._slice_ids)
+        device.outbox.extensions.append(
+            Extension(slice_id=turn.next_id, extends=turn.slice_id, pages=pages, max_new=until - turn.until)
+        )
+        device.by_slice[turn.next_id] = prompt
+        turn.until = until
+        return True
+
+    def end(self, prompt: Prompt) -> None:
+        """Have the runner end the turn at the next step boundary."""
+        turn = prompt.turn
+        assert turn is not None
+        assert not turn.is_ending
+        turn.is_ending = True
+        turn.device.ending[prompt] = None
+        turn.device.outbox.ends.append(turn.next_id if turn.next_id is not None else turn.slice_id)
+
+    def leave(self, prompt: Prompt) -> None:
+        """The runner has ended the prompt's turn, or is gone."""
+        turn = self._take_turn(prompt)
+        turn.device.by_slice.pop(turn.slice_id, None)
+        if turn.next_id is not None:
+            turn.device.by_slice.pop(turn.next_id, None)
+        self._store.stop(prompt.context)
+
+    def cancel(self, prompt: Prompt) -> None:
+        """End the turn of a prompt that is gone. Its pages are its own until the runner has reported the
+        end, which carries the id of whichever of its slices was in force."""
+        turn = self._take_turn(prompt)
+        device = turn.device
+        for slice_id in filter(None, (turn.slice_id, turn.next_id)):
+            device.by_slice.pop(slice_id, None)
+            device.cancelled[slice_id] = prompt.context
+            device.outbox.cancels.append(slice_id)
+
+    def _take_turn(self, prompt: Prompt) -> Turn:
+        turn, prompt.turn = prompt.turn, None
+        assert turn is not None
+        del turn.device.running[prompt]
+        turn.device.ending.pop(prompt, None)
+        return turn

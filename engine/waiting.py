@@ -1,0 +1,95 @@
+"""The prompts of a model that wait for a turn: what stands around the policy's queue, and who goes first."""
+
+from engine.fairness.first_slices import FirstSliceGate
+from engine.fairness.gap import GapQueue
+from engine.fairness.policy import Policy, Task
+from engine.prompt import Prompt
+
+
+class Waiting:
+    """Rules on top of fair order: first slices are let in a few per tenant, and who has waited longer than
+    `gap_ns` for a token goes first of its tenant. Maps the policy's tasks back to their prompts, waiting or
+    not, and charges them."""
+
+    def __init__(self, policy: Policy, *, gap_ns: int, first_slices: int) -> None:
+        self.prompts: dict[Task, Prompt] = {}
+        self.service_ns: dict[str, int] = {}  # by tenant
+        self._policy = policy
+        self._gap_ns = gap_ns
+        self._gaps = GapQueue(gap_ns)
+        self._gate = FirstSliceGate(first_slices)
+
+    def enqueue(self, prompt: Prompt, now_ns: int) -> None:
+        """A new prompt waits for its first slice: behind its tenant's gate, then in the fair queue."""
+        self.prompts[prompt.task] = prompt
+        if prompt.has_first_token or not self._policy.rotates or self._gate.enter(prompt.task):
+            self._join(prompt, now_ns)
+
+    def requeue(self, prompt: Prompt, now_ns: int) -> None:
+        """A prompt whose turn is over, or nearly, waits for the next; it pays for what it had."""
+        self.charge(prompt, now_ns)
+        self.put_back(prompt, now_ns)
+
+    def put_back(self, prompt: Prompt, now_ns: int) -> None:
+        """A prompt that was taken by `next` waits on."""
+        self._policy.put_back(prompt.task, now_ns)
+        self._gaps.add(prompt.task, self._waits_since(prompt))
+
+    def forget(self, prompt: Prompt, now_ns: int) -> None:
+        """The prompt is finished or aborted."""
+        self.charge(prompt, now_ns)
+        self._gaps.discard(prompt.task)
+        if not self._gate.holds(prompt.task):
+            self._policy.leave(prompt.task, now_ns)
+        self.pass_gate(prompt, now_ns)
+        del self.prompts[prompt.task]
+
+    def pass_gate(self, prompt: Prompt, now_ns: int) -> None:
+        """The prompt's first slice has done its duty; the next of its tenant may enter."""
+        for task in self._gate.leave(prompt.task):
+            self._join(self.prompts[task], now_ns)
+
+    def charge(self, prompt: Prompt, now_ns: int) -> None:
+        """Have the prompt pay for the GPU time that it has used and not been charged for."""
+        used_ns, prompt.uncharged_ns = prompt.uncharged_ns, 0
+        if used_ns:
+            tenant = prompt.task.tenant
+            self.service_ns[tenant] = self.service_ns.get(tenant, 0) + used_ns
+            self._policy.charge(prompt.task, used_ns, now_ns)
+
+    def next(self, now_ns: int) -> Prompt | None:
+        """The prompt that should run next, taken out of the queue: of the tenant that the policy chooses,
+        one that has waited too long for a token, or else the policy's choice."""
+        task = self._policy.pick(now_ns)
+        if task is None:
+            return None
+        late = self._gaps.oldest_overdue(task.tenant, now_ns) if self._policy.rotates else None
+        if late is not None and late is not task:
+            self._policy.put_back(task, now_ns)
+            self._policy.take(late, now_ns)
+            task = late
+        self._gaps.discard(task)
+        return self.prompts[task]
+
+    def is_due(self, prompt: Prompt, now_ns: int) -> bool:
+        """Whether it has waited longer than the bound."""
+        return self._gaps.is_overdue(self._waits_since(prompt), now_ns)
+
+    def _join(self, prompt: Prompt, now_ns: int) -> None:
+        self._policy.join(prompt.task, now_ns)
+        self._gaps.add(prompt.task, self._waits_since(prompt))
+
+    def _waits_since(self, prompt: Prompt) -> int:
+        """The time that a prompt's gap counts from. One that waits for its first token is due at once, before
+        all that are overdue by less than half the bound: so it is soon served, and a stream of newcomers
+        delays nobody for longer."""
+        if prompt.output_ids:
+            return prompt.last_token_ns
+        return prompt.arrival_ns - self._gap_ns * 3 // 2
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if queues and turns contradict each other."""
+        self._policy.check_integrity()
+        for task, prompt in self.prompts.items():
+            waits = prompt.turn is None or prompt.turn.is_expiring
+            assert waits == (task.is_queued or self._gate.holds(task))
