@@ -19,7 +19,7 @@ from engine.messages import Live, LiveLender, LiveModel, LiveTenant, SliceFate, 
 
 REFRESH_S = 0.25
 KEPT_S = 60.0
-MAX_KEPT = 20_000  # slices of one model
+MAX_KEPT = 10_000  # slices of one model
 OTHERS = ""  # stands for all tenants whose names are not the reader's business; no tenant is named so
 
 

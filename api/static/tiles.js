@@ -10,7 +10,7 @@ const latencyTile = (name, label) => ({
   label,
   value: (store) => duration(store.latency(name, 0.5)),
   note: (store) => `p90 ${duration(store.latency(name, 0.9))}, p99 ${duration(store.latency(name, 0.99))}`,
-  read: (store) => store.latency(name, 0.9),
+  read: (store) => store.latency(name, 0.5),
 });
 
 const busyPart = (store) => {
@@ -28,7 +28,7 @@ const TILES = [
     points: (store) => store.rates((sample) => sample.tokens),
   },
   latencyTile("first_token", "First token, median"),
-  latencyTile("gap", "Gap between tokens, median"),
+  latencyTile("gap", "Token gap, median"),
   {
     label: "Prompts running",
     value: (store) => digits(store.last.running),

@@ -8,6 +8,8 @@ import { promptRows, SlotRows } from "./timeline_rows.js";
 
 const DELAY_MS = PERIOD_MS + 200; // behind the engine, so that what is drawn is known
 const MAX_PIXEL_RATIO = 2;
+const FRAME_MS = 30;
+const MAX_DUTY = 0.25; // of the time may go into drawing
 
 export class Timeline {
   selected = null;
@@ -20,6 +22,7 @@ export class Timeline {
   #pausedAt = null; // the end of the view, by the engine's clock
   #plan = null;
   #wasDrawn = 0;
+  #cost = 0; // of a drawing, in milliseconds
   #calm = matchMedia("(prefers-reduced-motion: reduce)");
 
   constructor(store) {
@@ -105,6 +108,7 @@ export class Timeline {
 
   draw() {
     if (this.#store.state === null) return;
+    const began = performance.now();
     const width = this.#canvas.parentElement.clientWidth;
     const to = this.#end();
     const from = to - this.span;
@@ -119,10 +123,11 @@ export class Timeline {
       selected: this.selected,
     });
     this.#wasDrawn = performance.now();
+    this.#cost += 0.2 * (this.#wasDrawn - began - this.#cost);
   }
 
   #drawIfMoving() {
-    const isDue = performance.now() - this.#wasDrawn > 30;
+    const isDue = performance.now() - this.#wasDrawn > Math.max(FRAME_MS, this.#cost / MAX_DUTY);
     if (isDue && !this.isPaused && !this.#calm.matches && !document.hidden) this.draw();
   }
 

@@ -6,14 +6,16 @@ const AXIS = 22;
 const GROUP_GAP = 14;
 const MAX_ROW = 14;
 const MIN_ROW = 2;
+const LABELLED_ROW = 9;
 const HEIGHT = 300;
+const MAX_HEIGHT = 640;
 const TICKS = [0.5, 1, 2, 5, 10, 20, 30];
 
 // Where everything goes, in CSS pixels: `rows` have `top`, `height` and what they show.
 export function layOut(groups, width, from, to) {
-  const gutter = width < 600 ? 50 : 84;
   const count = groups.reduce((total, group) => total + group.rows.length, 0);
-  const row = Math.max(MIN_ROW, Math.min(MAX_ROW, Math.floor((HEIGHT / Math.max(1, count)) * 2) / 2));
+  const row = rowHeight(Math.max(1, count));
+  const gutter = groups.some((group) => group.label) || row >= LABELLED_ROW ? (width < 600 ? 50 : 84) : 1;
   const rows = [];
   const labels = [];
   let top = AXIS;
@@ -40,6 +42,12 @@ export function layOut(groups, width, from, to) {
   };
 }
 
+// Half pixels keep edges sharp, until there are so many rows that nothing does.
+function rowHeight(count) {
+  const even = Math.max(MIN_ROW, Math.min(MAX_ROW, Math.floor((HEIGHT / count) * 2) / 2));
+  return even * count <= MAX_HEIGHT ? even : MAX_HEIGHT / count;
+}
+
 export function draw(context, plan, { clock, tenants, selected }) {
   const colours = palette();
   context.clearRect(0, 0, plan.width, plan.height);
@@ -49,10 +57,8 @@ export function draw(context, plan, { clock, tenants, selected }) {
   context.beginPath();
   context.rect(plan.gutter, 0, plan.width - plan.gutter, plan.height);
   context.clip();
-  for (const row of plan.rows) {
-    if (row.from !== null) drawLife(context, plan, row, colours);
-    for (const slice of row.slices) drawSlice(context, plan, row, slice, colours, tenants);
-  }
+  for (const row of plan.rows) if (row.from !== null) drawLife(context, plan, row, colours);
+  drawSlices(context, plan, colours, tenants);
   if (selected !== null) drawSelection(context, plan, selected, colours);
   context.restore();
   drawLabels(context, plan, colours);
@@ -98,7 +104,7 @@ function drawLabels(context, plan, colours) {
   }
   context.textAlign = "right";
   context.fillStyle = colours.soft;
-  for (const row of plan.row >= 9 ? plan.rows : []) {
+  for (const row of plan.row >= LABELLED_ROW ? plan.rows : []) {
     if (row.label) context.fillText(row.label, plan.gutter - 8, row.top + row.height / 2);
   }
 }
@@ -109,21 +115,38 @@ function drawLife(context, plan, row, colours) {
   line(context, plan.xOf(row.from), y, plan.xOf(row.to ?? plan.to), y);
 }
 
-function drawSlice(context, plan, row, slice, colours, tenants) {
+// Rectangles are gathered by colour first: to change it is what costs. Marks come after bodies, so they are on top.
+function drawSlices(context, plan, colours, tenants) {
+  const bodies = new Map();
+  const marks = new Map();
+  for (const row of plan.rows) {
+    for (const slice of row.slices) gather(plan, row, slice, colours, tenants, bodies, marks);
+  }
+  for (const [colour, boxes] of [...bodies, ...marks]) {
+    context.fillStyle = colour;
+    for (const [x, y, width, height] of boxes) context.fillRect(x, y, width, height);
+  }
+}
+
+function gather(plan, row, slice, colours, tenants, bodies, marks) {
   const end = slice.end ?? plan.to;
   if (end < plan.from || slice.start > plan.to) return;
   const { x, y, width, height } = box(plan, row, slice);
   const index = colourOf(slice, tenants);
-  context.fillStyle = index === null ? colours.others : colours.tenants[index];
-  context.fillRect(x, y, width, height);
+  put(bodies, index === null ? colours.others : colours.tenants[index], [x, y, width, height]);
   const prefillEnd = slice.firstToken ?? (slice.sampled === 0 && slice.prefilled > 0 ? end : slice.start);
   if (index !== null && prefillEnd > slice.start) {
-    context.fillStyle = colours.deep[index];
-    context.fillRect(x, y, Math.min(width, Math.max(1, plan.xOf(prefillEnd) - x)), height);
+    put(marks, colours.deep[index], [x, y, Math.min(width, Math.max(1, plan.xOf(prefillEnd) - x)), height]);
   }
   if (slice.fate === "extended" || slice.fate === "preempted" || slice.fate === null) return;
-  context.fillStyle = slice.fate === "stop" || slice.fate === "length" ? colours.ink : colours.bad;
-  context.fillRect(x + width - 2, y, 2, height);
+  const colour = slice.fate === "stop" || slice.fate === "length" ? colours.ink : colours.bad;
+  put(marks, colour, [x + width - 2, y, 2, height]);
+}
+
+function put(groups, colour, box) {
+  const known = groups.get(colour);
+  if (known === undefined) groups.set(colour, [box]);
+  else known.push(box);
 }
 
 function box(plan, row, slice) {
