@@ -14,6 +14,7 @@ from engine.messages import Sampling
 from engine.model_runner.batch import Row
 from engine.model_runner.compile_cache import use_compile_cache
 from engine.model_runner.cuda_executor import CudaExecutor, StepOptions
+from engine.model_runner.grammar import Grammars
 
 SHAPE = "llama-3.1-8b"
 PAGE_TOKENS = 16
@@ -120,7 +121,9 @@ class Rig:
         ]
 
 
-def make_rig(options: StepOptions, num_pages: int, *, capture: bool = True) -> Rig:
+def make_rig(
+    options: StepOptions, num_pages: int, *, capture: bool = True, grammars: Grammars | None = None
+) -> Rig:
     """A dummy model of the Llama-3.1-8B shape, ready to run. Says how long each part took."""
     from engine.model_runner import attention, families
     from engine.model_runner.sources.cache import cache_root
@@ -152,7 +155,7 @@ def make_rig(options: StepOptions, num_pages: int, *, capture: bool = True) -> R
                 took(stages[-1])
             stages.append(stage)
 
-    executor = CudaExecutor(model, layout, pool, options, stream=torch.cuda.Stream())
+    executor = CudaExecutor(model, layout, pool, options, stream=torch.cuda.Stream(), grammars=grammars)
     executor.prepare(on_progress, capture=capture)
     took(stages[-1])
     total = sum(parameter.nbytes for parameter in model.parameters())
@@ -161,12 +164,12 @@ def make_rig(options: StepOptions, num_pages: int, *, capture: bool = True) -> R
     return Rig(executor, layout, pages, total - embedding, config.vocab_size)
 
 
-def compiled_rig(options: StepOptions, num_pages: int) -> Rig:
+def compiled_rig(options: StepOptions, num_pages: int, *, grammars: Grammars | None = None) -> Rig:
     """`make_rig`, without compiling if that fails."""
     try:
-        return make_rig(options, num_pages)
+        return make_rig(options, num_pages, grammars=grammars)
     except Exception:
         print(f"FAILED with torch.compile, going on without\n{traceback.format_exc(limit=-8)}", flush=True)
     torch.cuda.empty_cache()
     plain = StepOptions(options.max_batch, options.max_step_tokens, options.max_model_len, compile=False)
-    return make_rig(plain, num_pages)
+    return make_rig(plain, num_pages, grammars=grammars)

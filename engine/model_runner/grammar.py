@@ -1,5 +1,7 @@
 """Structured output: which tokens may come next under a grammar (llguidance's)."""
 
+import os
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,10 +9,14 @@ import llguidance
 import llguidance.hf
 import numpy as np
 import torch
+from llguidance.numpy import fill_next_token_bitmask_par
 from transformers import PreTrainedTokenizerFast
 
 from engine.messages import Grammar, GrammarKind
 from engine.model_runner.batch import Row, StepRow
+
+MAX_THREADS = 8  # a batch of 64 masks then takes a fraction of a step
+MAX_REMEMBERED = 16  # compiled grammars: programs use the same few again and again
 
 
 class BadGrammar(ValueError):
@@ -36,11 +42,13 @@ class Grammars:
         self._tokenizer = llguidance.hf.from_tokenizer(
             tokenizer, n_vocab=vocab_size, eos_token=list(eos_token_ids) or None
         )
+        self._threads = llguidance.LLExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0))))
         self._matchers: dict[int, _Matcher] = {}  # by slot
+        self._compiled: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()  # at their starts
 
     def check(self, grammar: Grammar) -> None:
         """Raise `BadGrammar` unless the grammar compiles."""
-        self._compile(grammar)
+        self._matcher(grammar)
 
     def next_bits(self, rows: Sequence[StepRow]) -> torch.Tensor:
         """Tokens that may come next in each row: int32 `[rows, ceil(vocab / 32)]`, lowest bit first.
@@ -48,22 +56,30 @@ class Grammars:
         A grammar that is complete, or that the output has left, allows the end tokens alone.
         """
         bits = np.zeros((len(rows), self._num_words), dtype=np.int32)
-        for i, step in enumerate(rows):
-            matcher = self._advanced(step.row)
-            mask = matcher.compute_bitmask()
-            bits[i] = np.frombuffer(mask, dtype=np.int32)[: self._num_words]
+        matchers = [(self._advanced(step.row), i) for i, step in enumerate(rows)]
+        fill_next_token_bitmask_par(self._threads, matchers, bits)
         return torch.from_numpy(bits)
 
     def _advanced(self, row: Row) -> llguidance.LLMatcher:
         state = self._matchers.get(row.slot)
         if state is None or state.row is not row:
             assert row.sampling.grammar is not None
-            state = _Matcher(row, self._compile(row.sampling.grammar))
+            state = _Matcher(row, self._matcher(row.sampling.grammar))
             self._matchers[row.slot] = state
         output = row.history[row.num_prompt + state.num_consumed :]
         state.matcher.consume_tokens(output)
         state.num_consumed += len(output)
         return state.matcher
+
+    def _matcher(self, grammar: Grammar) -> llguidance.LLMatcher:
+        """One at the start of the grammar, for the caller alone. Raises BadGrammar."""
+        matcher = self._compiled.get(grammar)
+        if matcher is None:
+            matcher = self._compiled[grammar] = self._compile(grammar)
+            if len(self._compiled) > MAX_REMEMBERED:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(grammar)
+        return matcher.deep_copy()
 
     def _compile(self, grammar: Grammar) -> llguidance.LLMatcher:
         sources = {
