@@ -1,7 +1,8 @@
 """Steps of a model on a CUDA device.
 
-Steps in which every row decodes are replayed from CUDA graphs; others run as compiled code. The next step is
-launched before the tokens of the last one reach the host: rows go on from what the device remembers.
+Steps in which every row decodes, and short ones that compute chunks of prompts too, are replayed from CUDA
+graphs; others run as compiled code. The next step is launched before the tokens of the last one reach the
+host: rows go on from what the device remembers.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,10 +20,17 @@ from engine.model_runner.choosing import choose_tokens, is_edited, to_messages
 from engine.model_runner.cuda_cost import measure_cost
 from engine.model_runner.device_clock import MakeMark, Mark, between_ns, cuda_mark
 from engine.model_runner.device_step import DeviceStep, StepOptions
-from engine.model_runner.graphs import GraphSet, batch_sizes, padded_size
+from engine.model_runner.graphs import GraphSet, Size, batch_sizes, padded_size
 from engine.model_runner.prompt_logprobs import PromptLogprobs, wants_prompt_logprobs
 from engine.model_runner.sampler import Logprobs, logprobs_of
-from engine.model_runner.step_plan import is_decode, known_tokens, plan_step
+from engine.model_runner.step_plan import (
+    MixedShape,
+    fitting,
+    is_decode,
+    known_tokens,
+    mixed_shapes,
+    plan_step,
+)
 
 if TYPE_CHECKING:
     from engine.model_runner.grammar import Grammars  # its parser is loaded only where grammars are served
@@ -98,8 +106,10 @@ class CudaExecutor:
         self._layout = layout
         self._last: LaunchedStep | None = None
         self._sizes: Sequence[int] = batch_sizes(options.max_batch)
-        self._greedy: GraphSet | None = None
-        self._logits: GraphSet | None = None
+        self._shapes: Sequence[MixedShape] = ()
+        self._greedy: GraphSet[int] | None = None
+        self._logits: GraphSet[int] | None = None
+        self._mixed: GraphSet[MixedShape] | None = None
         with self._on_stream(), torch.inference_mode():
             self._step = DeviceStep(model, layout, pool, options)
 
@@ -109,23 +119,32 @@ class CudaExecutor:
         with self._on_stream(), torch.inference_mode():
             self._step.trace()
         if capture:
-            self.capture(on_progress, self._sizes)
+            limits = self._step.limits
+            shapes = mixed_shapes(limits.max_batch, limits.max_step_tokens)
+            self.capture(on_progress, self._sizes, shapes)
 
-    def capture(self, on_progress: OnProgress, sizes: Sequence[int]) -> None:
-        """Capture decode steps of `sizes` rows (ascending), and replay no others from now on."""
+    def capture(
+        self, on_progress: OnProgress, sizes: Sequence[int], shapes: Sequence[MixedShape] = ()
+    ) -> None:
+        """Capture decode steps of `sizes` rows (ascending) and mixed steps of `shapes`, and replay no others
+        from now on."""
+        self._sizes, self._shapes = sizes, shapes
         if self.stream is None:
             return
-        self._sizes = sizes
         memory = torch.cuda.graph_pool_handle()
         greedy = GraphSet(self._step.decode_greedy, self.stream, memory)
         logits = GraphSet(self._step.decode_logits, self.stream, memory)
+        mixed = GraphSet(self._step.mixed_logits, self.stream, memory)
         self.stream.synchronize()
         with torch.inference_mode():
-            for done, size in enumerate(reversed(self._sizes)):
-                on_progress("capturing decode steps", done / len(self._sizes))
+            for done, shape in enumerate(reversed(shapes)):  # the largest first: the others fit its memory
+                on_progress("capturing mixed steps", done / len(shapes))
+                mixed.capture(shape)
+            for done, size in enumerate(reversed(sizes)):
+                on_progress("capturing decode steps", done / len(sizes))
                 greedy.capture(size)
                 logits.capture(size)
-        self._greedy, self._logits = greedy, logits
+        self._greedy, self._logits, self._mixed = greedy, logits, mixed
 
     def launch(self, rows: Sequence[StepRow]) -> LaunchedStep:
         with self._on_stream(), torch.inference_mode():
@@ -157,8 +176,15 @@ class CudaExecutor:
         return self._launched(rows, range(len(rows)), tokens, start, logits)
 
     def _launch_mixed(self, rows: Sequence[StepRow], judged: Sequence[int], start: Mark) -> LaunchedStep:
-        plan = plan_step(rows, judged, self._step.state.padding_slot)
-        logits = self._step.mixed(plan)
+        step = self._step
+        shape = None if judged else fitting(self._shapes, rows)
+        plan = plan_step(rows, judged, step.state.padding_slot, shape)
+        if shape is None:
+            logits = step.mixed(plan)
+        else:
+            step.send_mixed(plan, shape)
+            _replay_or_run(self._mixed, step.mixed_logits, shape)
+            logits = step.logits
         sampling = [rows[i] for i in plan.sampled]
         tokens = torch.empty(0, dtype=torch.int64, device=logits.device)
         chosen = logits[: len(sampling)]
@@ -232,7 +258,7 @@ def _lacks_last(step: StepRow) -> bool:
     return len(step.row.history) < step.start + step.count
 
 
-def _replay_or_run(graphs: GraphSet | None, compute: Callable[[int], None], size: int) -> None:
+def _replay_or_run(graphs: GraphSet[Size] | None, compute: Callable[[Size], None], size: Size) -> None:
     if graphs is None:
         compute(size)
     else:

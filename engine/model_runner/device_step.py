@@ -15,16 +15,18 @@ from transformers import PreTrainedModel
 
 from engine.memory.page import PageLayout
 from engine.model_runner.batch import StepRow
-from engine.model_runner.kernels.attention import PagedKernels, StepLimits
+from engine.model_runner.kernels.attention import PagedKernels, StepBuffers, StepLimits
 from engine.model_runner.kernels.chain import can_chain
+from engine.model_runner.kernels.invariant_linear import invariant_product
+from engine.model_runner.kernels.invariant_step import InvariantKernels
 from engine.model_runner.kernels.linear import LinearProduct
-from engine.model_runner.kernels.prefill import tile_tokens, tiles_of
+from engine.model_runner.kernels.prefill import TILE_FIELDS, tile_tokens, tiles_of
 from engine.model_runner.likeliest import likeliest
 from engine.model_runner.rotary import rotate_once
 from engine.model_runner.sampler import sample
 from engine.model_runner.shared_linear import MergeProducts, share_linears
 from engine.model_runner.slot_state import SlotState, upload
-from engine.model_runner.step_plan import StepPlan
+from engine.model_runner.step_plan import MAX_GRAPH_CHUNKS, Ints, MixedShape, StepPlan
 
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """ids [1, n], positions [1, n], keep [k] (indices of tokens) -> logits [k, vocab]."""
@@ -34,13 +36,13 @@ _TRACED_TOKENS, _TRACED_LOGITS = 24, 5  # sizes of the traced call: different, o
 
 @dataclass(frozen=True, slots=True)
 class StepOptions:
-    """`fixed_splits`: attention rounds the same way whatever else is in the batch."""
+    """`deterministic`: every token is rounded in the same way, whatever else is in the batch."""
 
     max_batch: int
     max_step_tokens: int
     max_model_len: int
     compile: bool = True
-    fixed_splits: bool = False
+    deterministic: bool = False
 
 
 class DeviceStep:
@@ -58,15 +60,21 @@ class DeviceStep:
         )
         self.device = pool.device
         self.limits = limits
-        self.paged = PagedKernels(
-            pool, layout, text.num_attention_heads, limits, fixed_splits=options.fixed_splits
+        heads = text.num_attention_heads
+        self.paged: StepBuffers = (
+            InvariantKernels(pool, layout, heads, limits, options.max_model_len)
+            if options.deterministic
+            else PagedKernels(pool, layout, heads, limits)
         )
         self.state = SlotState(self.paged.tables)
         self.tokens = torch.zeros(limits.rows, dtype=torch.int64, device=self.device)
-        self.logits = torch.zeros(limits.rows, text.vocab_size, dtype=model.dtype, device=self.device)
+        num_logits = limits.rows + MAX_GRAPH_CHUNKS
+        self.logits = torch.zeros(num_logits, text.vocab_size, dtype=model.dtype, device=self.device)
+        self._ids = torch.zeros(limits.tokens, dtype=torch.int64, device=self.device)
+        self._keep = torch.zeros(limits.rows + limits.tokens, dtype=torch.int64, device=self.device)
         self._rows = torch.arange(limits.rows, device=self.device)
-        self._tile_tokens = tile_tokens(text.num_attention_heads // layout.kv_heads)
-        self._forward = _make_forward(model, self.paged, compiled=options.compile)
+        self._tile_tokens = tile_tokens(heads // layout.kv_heads)
+        self._forward = _make_forward(model, self.paged, options)
 
     def send_decode(self, rows: Sequence[StepRow], size: int) -> None:
         """Slots and positions of a decode step padded to `size` rows."""
@@ -88,22 +96,38 @@ class DeviceStep:
         """Decode the rows in `paged.slots` as far as their `logits`."""
         self.logits[:size].copy_(self._decode(size))
 
+    def send_mixed(self, plan: StepPlan, shape: MixedShape | None = None) -> int:
+        """Inputs of a step of any kind; of `shape`, to which it was padded. Returns its number of tiles."""
+        assert len(plan.positions) <= self.limits.tokens, "more tokens in a step than its buffers hold"
+        _send(self._slots_of_tokens(plan), self.paged.slots)
+        _send(plan.positions, self.paged.positions)
+        _send(plan.ids, self._ids)
+        _send(plan.keep, self._keep)
+        tiles = tiles_of(plan.chunks, self._tile_tokens)
+        num_tiles = len(tiles) if shape is None else shape.num_tiles(self._tile_tokens)
+        if num_tiles:
+            padded = np.zeros((num_tiles, TILE_FIELDS), dtype=np.int32)  # a tile of no tokens does nothing
+            padded[: len(tiles)] = np.array(tiles, dtype=np.int32).reshape(-1, TILE_FIELDS)
+            _send(padded, self.paged.tiles)
+        return num_tiles
+
     def mixed(self, plan: StepPlan) -> torch.Tensor:
         """Logits `[keep, vocab]` of a step of any kind."""
-        num_tokens = len(plan.positions)
-        assert num_tokens <= self.limits.tokens, "more tokens in a step than its buffers hold"
-        _send(plan.slots, self.paged.slots)
-        _send(plan.positions, self.paged.positions)
-        ids = upload(plan.ids, self.device)
-        if plan.num_decoding:
-            slots = self.paged.slots[: plan.num_decoding]
-            ids[: plan.num_decoding] = self.state.last_tokens.index_select(0, slots)
-        tiles = tiles_of(plan.chunks, self._tile_tokens)
-        if tiles:
-            _send(np.array(tiles, dtype=np.int32), self.paged.tiles)
-        self.paged.plan(plan.num_decoding, len(tiles))
-        positions = self.paged.positions[:num_tokens]
-        return self._run(ids, positions, upload(plan.keep, self.device))
+        num_tiles = self.send_mixed(plan)
+        return self._mixed(plan.num_decoding, len(plan.positions), num_tiles, len(plan.keep))
+
+    def mixed_logits(self, shape: MixedShape) -> None:
+        """Run what `send_mixed` sent as far as its `logits`."""
+        num_tiles = shape.num_tiles(self._tile_tokens)
+        found = self._mixed(shape.decoding, shape.tokens, num_tiles, shape.logits)
+        self.logits[: shape.logits].copy_(found)
+
+    def _mixed(self, num_decoding: int, num_tokens: int, num_tiles: int, num_logits: int) -> torch.Tensor:
+        if num_decoding:
+            slots = self.paged.slots[:num_decoding]
+            self._ids[:num_decoding] = self.state.last_tokens.index_select(0, slots)
+        self.paged.plan(num_decoding, num_tiles)
+        return self._run(self._ids[:num_tokens], self.paged.positions[:num_tokens], self._keep[:num_logits])
 
     def draw(self, logits: torch.Tensor, rows: Sequence[StepRow]) -> torch.Tensor:
         """Tokens of `rows` from their `logits`, by the parameters that the device has for their slots."""
@@ -135,6 +159,14 @@ class DeviceStep:
         )
         self.mixed(plan)
 
+    def _slots_of_tokens(self, plan: StepPlan) -> Ints:
+        """Slots of all tokens of a step; padding writes to the scrap page."""
+        slots = np.full(len(plan.positions), self.state.padding_slot, dtype=np.int64)
+        slots[: plan.num_decoding] = plan.slots
+        for first, count, _, slot in plan.chunks:
+            slots[first : first + count] = slot
+        return slots
+
     def _decode(self, size: int) -> torch.Tensor:
         ids = self.state.last_tokens.index_select(0, self.paged.slots[:size])
         self.paged.plan(size, 0)
@@ -144,7 +176,7 @@ class DeviceStep:
         return self._forward(ids.unsqueeze(0), positions.unsqueeze(0), keep)
 
 
-def _make_forward(model: PreTrainedModel, paged: PagedKernels, *, compiled: bool) -> Forward:
+def _make_forward(model: PreTrainedModel, paged: StepBuffers, options: StepOptions) -> Forward:
     def forward(ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         output = model(
             input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=keep, paged=paged
@@ -152,11 +184,15 @@ def _make_forward(model: PreTrainedModel, paged: PagedKernels, *, compiled: bool
         logits: torch.Tensor = output.logits[0]
         return logits
 
-    if not compiled:
+    device = paged.pool.device
+    if options.deterministic:
+        share_linears(model, invariant_product)
+    elif options.compile:
+        share_linears(model, LinearProduct(device))
+    if not options.compile:
         return forward
-    share_linears(model, LinearProduct(paged.pool.device))
     rotate_once(model)
-    run: Forward = torch.compile(forward, options=_compile_options(paged.pool.device))
+    run: Forward = torch.compile(forward, options=_compile_options(device, options))
 
     def with_marks(ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         for tensor, dim in ((ids, 1), (positions, 1), (keep, 0)):
@@ -166,15 +202,19 @@ def _make_forward(model: PreTrainedModel, paged: PagedKernels, *, compiled: bool
     return with_marks
 
 
-def _compile_options(device: torch.device) -> dict[str, Any]:
-    options: dict[str, Any] = {
+def _compile_options(device: torch.device, options: StepOptions) -> dict[str, Any]:
+    chosen: dict[str, Any] = {
         "post_grad_custom_pre_pass": MergeProducts(),
         # The residual stream is written by every second norm, rather than added up again in each of four.
         "realize_reads_threshold": 2,
     }
     if can_chain(device) and hasattr(torch._inductor.config.triton, "enable_pdl"):
-        options["triton.enable_pdl"] = True  # as our own kernels do, see `kernels.chain`
-    return options
+        chosen["triton.enable_pdl"] = True  # as our own kernels do, see `kernels.chain`
+    if options.deterministic:
+        # How reductions are tiled decides their order: no choice by timing, which another start would repeat
+        # with another outcome.
+        chosen["deterministic"] = True
+    return chosen
 
 
 def _send(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]], target: torch.Tensor) -> None:

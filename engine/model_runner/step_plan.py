@@ -4,8 +4,10 @@ Rows that compute one token come first: they take the decode kernel. The others 
 prefill kernel. Everything here is on the host, in arrays that are uploaded as they are.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,47 @@ Ints = npt.NDArray[np.int64]
 # A compiled graph takes any number of tokens and of logits from two on; one would be compiled anew.
 MIN_TOKENS = 2
 MIN_LOGITS = 2
+
+MAX_GRAPH_CHUNKS = 8  # chunks of a mixed step that is replayed from a graph
+_GRAPH_DECODING = (8, 16, 32, 48, 64, 96, 128, 192, 256)
+_GRAPH_FILLING = tuple(range(64, 513, 64))  # above, the device takes longer than it takes to launch kernels
+
+
+class MixedShape(NamedTuple):
+    """The size of a mixed step that a graph was captured for: rows that decode, tokens of all chunks."""
+
+    decoding: int
+    filling: int
+
+    @property
+    def tokens(self) -> int:
+        return self.decoding + self.filling
+
+    @property
+    def logits(self) -> int:
+        """One for each row, most of which may be padding."""
+        return self.decoding + MAX_GRAPH_CHUNKS
+
+    def num_tiles(self, tile_tokens: int) -> int:
+        """At most, for prefill attention in tiles of so many tokens."""
+        return self.filling // tile_tokens + MAX_GRAPH_CHUNKS
+
+
+def mixed_shapes(max_batch: int, max_step_tokens: int) -> tuple[MixedShape, ...]:
+    """Shapes worth a graph: of steps so short that launching their kernels one by one takes longer."""
+    decoding = [size for size in _GRAPH_DECODING if size < max_batch]
+    decoding.append(max(MIN_TOKENS, max_batch))
+    shapes = itertools.starmap(MixedShape, itertools.product(decoding, _GRAPH_FILLING))
+    return tuple(shape for shape in shapes if shape.tokens <= max_step_tokens)
+
+
+def fitting(shapes: Sequence[MixedShape], rows: Sequence[StepRow]) -> MixedShape | None:
+    """The shape, of those ascending in both sizes, that holds the rows with the least padding."""
+    decoding = sum(step.count == 1 for step in rows)
+    filling = sum(step.count for step in rows) - decoding
+    if len(rows) - decoding > MAX_GRAPH_CHUNKS:
+        return None
+    return next((s for s in shapes if s.decoding >= decoding and s.filling >= filling), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +87,19 @@ def is_decode(rows: Sequence[StepRow]) -> bool:
     return all(step.count == 1 and step.sample for step in rows)
 
 
-def plan_step(rows: Sequence[StepRow], judged: Sequence[int], padding_slot: int) -> StepPlan:
-    """Lay out a step. `judged` are rows of which all logits are wanted.
+def plan_step(
+    rows: Sequence[StepRow], judged: Sequence[int], padding_slot: int, shape: MixedShape | None = None
+) -> StepPlan:
+    """Lay out a step, padded to `shape` if one is given. `judged` are rows of which all logits are wanted.
 
-    Short steps are padded with decoding rows at position 0 of `padding_slot`.
+    Padding is decoding rows at position 0 of `padding_slot`, and tokens at the end that no tile covers.
     """
     decoding = [i for i, step in enumerate(rows) if step.count == 1]
     filling = [i for i, step in enumerate(rows) if step.count > 1]
-    num_padding = max(0, MIN_TOKENS - sum(step.count for step in rows))
+    if shape is None:
+        num_padding = max(0, MIN_TOKENS - sum(step.count for step in rows))
+    else:
+        num_padding = shape.decoding - len(decoding)
     slots = [rows[i].row.slot for i in decoding] + [padding_slot] * num_padding
     positions = [rows[i].start for i in decoding] + [0] * num_padding
     ids = [_known_id(rows[i]) or 0 for i in decoding] + [0] * num_padding
@@ -78,7 +126,11 @@ def plan_step(rows: Sequence[StepRow], judged: Sequence[int], padding_slot: int)
     for i in judged:
         prompt_logits[i] = (len(keep), len(keep) + rows[i].count)
         keep += range(first_of_row[i], first_of_row[i] + rows[i].count)
-    keep += [0] * (MIN_LOGITS - len(keep))
+    keep += [0] * ((MIN_LOGITS if shape is None else shape.logits) - len(keep))
+    if shape is not None:
+        unused = np.zeros(shape.tokens - first, dtype=np.int64)
+        pieces_positions.append(unused)
+        pieces_ids.append(unused)
     return StepPlan(
         order=(*decoding, *filling),
         num_decoding=len(slots),

@@ -113,6 +113,8 @@ def _prefill_kernel(
     first = tl.load(tile)
     offset = tl.load(tile + 1)
     count = tl.load(tile + 2)
+    if count == 0:  # padding of a captured step
+        return
     start = tl.load(tile + 3)
     slot = tl.load(tile + 4).to(tl.int64)
     table = tables_ptr + slot * tables_row

@@ -49,9 +49,13 @@ class HostMark:
 
 
 class InterpretedScheduler(Scheduler):
-    def __init__(self, model: PreTrainedModel, *, chunk: int | None, seed: int = 0) -> None:
+    """Steps of `step_tokens`: with 128, mixed ones are padded to the size of a graph; with 64, none is."""
+
+    def __init__(
+        self, model: PreTrainedModel, *, chunk: int | None, seed: int = 0, step_tokens: int = 64
+    ) -> None:
         super().__init__(model, num_pages=200, chunk=chunk, seed=seed)
-        options = StepOptions(max_batch=5, max_step_tokens=64, max_model_len=256, compile=False)
+        options = StepOptions(max_batch=5, max_step_tokens=step_tokens, max_model_len=256, compile=False)
         self.executor = CudaExecutor(model, self.layout, self.pool, options, stream=None, make_mark=HostMark)
         self.executor.prepare(lambda stage, fraction: None)
 
@@ -65,12 +69,15 @@ VARIED = [
 ]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2-window", "gemma3", "opt"])
-def test_greedy_equals_generate_in_mixed_batches(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "step_tokens"),
+    [("llama", 64), ("llama", 128), ("qwen2-window", 64), ("gemma3", 64), ("opt", 64)],
+)
+def test_greedy_equals_generate_in_mixed_batches(family: str, step_tokens: int) -> None:
     model = tiny_model(tiny_config(family))
     expected = [generated(model, prompt, 6) for prompt in PROMPTS]
     paged(model)
-    scheduler = InterpretedScheduler(model, chunk=9)
+    scheduler = InterpretedScheduler(model, chunk=9, step_tokens=step_tokens)
     contexts = scheduler.run(PROMPTS, [Sampling(max_tokens=6, temperature=0.0)] * len(PROMPTS))
     assert [context.output for context in contexts] == expected
 
