@@ -2,6 +2,11 @@
 
 After Linux's CFS as it was before 6.6 (kernel/sched/fair.c): `vruntime`, `min_vruntime`, `place_entity`,
 `wakeup_preempt_entity`.
+
+Tenants go by vruntime. The prompts of a tenant go by the vruntime at which their current request began, a
+request being a slice of charged GPU time, as packets go in start-time fair queueing (Goyal, Vin and Cheng,
+SIGCOMM 1996). Their shares are the same, but who came first is done first: if the prompts of a tenant changed
+places at every small lead, all of them would finish last.
 """
 
 from typing import Generic
@@ -12,27 +17,36 @@ from engine.fairness.policy import Task
 from engine.fairness.run_queue import BisectList, E, virtual_granularity
 from engine.fairness.tenants import Account
 from engine.fairness.two_level import TwoLevelPolicy
+from engine.fairness.weights import virtual
 
 
 class LeastServedQueue(Generic[E]):
-    """Entities by vruntime, then serial. `entries` is an empty SortedList, or a BisectList for few."""
+    """Entities by the start of their request of `request_ns`, then serial; by vruntime if that is 0.
+    `entries` is an empty SortedList, or a BisectList for few."""
 
-    def __init__(self, entries: "SortedList | BisectList[E]", granularity_ns: int) -> None:
+    def __init__(
+        self, entries: "SortedList | BisectList[E]", granularity_ns: int, *, request_ns: int = 0
+    ) -> None:
         self._entries = entries
         self._add = entries.add
         self._granularity_ns = granularity_ns
+        self._request_ns = request_ns
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __contains__(self, entity: E) -> bool:
-        return (entity.vruntime_ns, entity.serial, entity) in self._entries
+        return (entity.start_ns, entity.serial, entity) in self._entries
 
     def add(self, entity: E) -> None:
-        self._add((entity.vruntime_ns, entity.serial, entity))
+        """A request that is done makes room for the next."""
+        done_ns = entity.vruntime_ns - entity.start_ns
+        if not 0 <= done_ns < virtual(self._request_ns, entity.load):
+            entity.start_ns = entity.vruntime_ns
+        self._add((entity.start_ns, entity.serial, entity))
 
     def remove(self, entity: E) -> None:
-        self._entries.remove((entity.vruntime_ns, entity.serial, entity))
+        self._entries.remove((entity.start_ns, entity.serial, entity))
 
     def first(self) -> E:
         entity: E = self._entries[0][2]
@@ -44,17 +58,19 @@ class LeastServedQueue(Generic[E]):
 
     def floor_ns(self) -> int:
         first: E = self._entries[0][2]
-        return first.vruntime_ns - first.projected_ns
+        return first.start_ns - first.projected_ns
 
     def outranks(self, waiting: E, waiting_ns: int, running: E, running_ns: int) -> bool:
-        """`wakeup_preempt_entity`: the one that runs must be ahead by more than the granularity."""
-        return running_ns - waiting_ns > virtual_granularity(self._granularity_ns, waiting)
+        """`wakeup_preempt_entity`: the one that runs must be ahead by more than the granularity, which is
+        not less than a request."""
+        granularity_ns = max(self._granularity_ns, self._request_ns)
+        return running_ns - waiting_ns > virtual_granularity(granularity_ns, waiting)
 
     def check_integrity(self) -> None:
-        keys = [(vruntime_ns, serial) for vruntime_ns, serial, _ in self._entries]
+        keys = [(start_ns, serial) for start_ns, serial, _ in self._entries]
         assert keys == sorted(set(keys))
-        for vruntime_ns, serial, entity in self._entries:
-            assert (vruntime_ns, serial) == (entity.vruntime_ns, entity.serial)
+        for start_ns, serial, entity in self._entries:
+            assert (start_ns, serial) == (entity.start_ns, entity.serial)
 
 
 class CfsPolicy(TwoLevelPolicy):
@@ -62,7 +78,7 @@ class CfsPolicy(TwoLevelPolicy):
 
     def __init__(self, *, slice_ns: int, granularity_ns: int, memory_ns: int) -> None:
         def make_task_queue() -> LeastServedQueue[Task]:
-            return LeastServedQueue(SortedList(), granularity_ns)
+            return LeastServedQueue(SortedList(), granularity_ns, request_ns=slice_ns)
 
         tenants: LeastServedQueue[Account] = LeastServedQueue(BisectList(), granularity_ns)
         super().__init__(tenants, make_task_queue, slice_ns=slice_ns, memory_ns=memory_ns)

@@ -29,6 +29,7 @@ class Task:
     prompt_tokens: int = 0  # of its input
     service_ns: int = 0  # GPU time charged so far
     vruntime_ns: int = 0
+    start_ns: int = 0  # vruntime at which its current request began
     deadline_ns: int = 0
     load: int = 1024  # of the nice level, as `weights` has it
     stint_ns: int = 0  # charged since it was picked

@@ -13,6 +13,7 @@ class Entity(Protocol):
     load: int
     vruntime_ns: int
     projected_ns: int
+    start_ns: int
     deadline_ns: int
 
     @property

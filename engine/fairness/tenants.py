@@ -19,6 +19,7 @@ class Account:
     load: int = NICE_0_LOAD
     vruntime_ns: int = 0
     projected_ns: int = 0
+    start_ns: int = 0
     deadline_ns: int = 0
     num_tasks: int = 0
     tasks_load: int = 0  # of all its tasks

@@ -16,8 +16,9 @@ whereof half is the difference that they may start with, unless one starts in de
 for two tenants; among more it holds of a tenant and the average.
 
 Nor does an endless stream of newcomers starve anybody: the virtual clock moves past whoever waits, and then
-newcomers are placed behind. If all stints cost the same, each other prompt of a tenant has ten at most
-between two of a prompt (two if nobody arrives), and tenants of the same weight likewise.
+newcomers are placed behind. Between two stints of a prompt each other one of its tenant is served for ten
+requests of `slice_ns` at most, and tenants of the same weight for as many. (The planner's bound on the gap
+between tokens is the one that is felt.)
 """
 
 from collections.abc import Callable
@@ -74,7 +75,7 @@ class TwoLevelPolicy:
         account.tasks_load += task.load
         account.num_wishes += task.latency_ns is not None
         debt_ns = virtual(min(task.service_ns, self._slice_ns), task.load)
-        task.vruntime_ns = account.clock.arrival_ns + debt_ns
+        task.vruntime_ns = task.start_ns = account.clock.arrival_ns + debt_ns
         self._enqueue(account, task)
 
     def pick(self, now_ns: int) -> Task | None:
