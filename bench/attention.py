@@ -46,7 +46,7 @@ class Rate:
 
 
 def decode_run(
-    pool: torch.Tensor, batch: int, context: int, *, fixed: bool = False, programs: int = 512, **tuning: int
+    pool: torch.Tensor, batch: int, context: int, *, programs: int = 512, **tuning: int
 ) -> Callable[[], None]:
     """32 layers of decode attention as a graph."""
     pages_each = LAYOUT.num_pages(context)
@@ -54,7 +54,7 @@ def decode_run(
     tables = pages.view(batch, pages_each).int()
     query = torch.randn(batch, HEADS, HEAD_DIM, device=DEVICE, dtype=torch.bfloat16)
     key, value = torch.randn(2, batch, KV_HEADS, HEAD_DIM, device=DEVICE, dtype=torch.bfloat16)
-    policy = SplitPolicy(KV_HEADS, fixed, programs)
+    policy = SplitPolicy(KV_HEADS, programs)
     work = torch.zeros(1, policy.max_items(batch), WORK_FIELDS, dtype=torch.int32, device=DEVICE)
     positions = torch.full((batch,), context - 1, device=DEVICE)
     slots = torch.arange(batch, device=DEVICE)
@@ -72,8 +72,8 @@ def decode_run(
     return as_graph(run)
 
 
-def decode_rate(pool: torch.Tensor, batch: int, context: int, *, fixed: bool = False, **tuning: int) -> Rate:
-    ms = median_ms(decode_run(pool, batch, context, fixed=fixed, **tuning))
+def decode_rate(pool: torch.Tensor, batch: int, context: int, **tuning: int) -> Rate:
+    ms = median_ms(decode_run(pool, batch, context, **tuning))
     return Rate(f"{batch} x {context}", ms, batch * context * TOKEN_BYTES / ms * 1e3)
 
 
@@ -155,12 +155,6 @@ def main() -> None:
             f"decode {batch} x {context}",
             lambda b=batch, c=context: lines.append(_bytes_line(decode_rate(pool, b, c), bytes_per_s)),
         )
-    attempt(
-        "fixed",
-        lambda: lines.append(
-            "fixed splits: " + _bytes_line(decode_rate(pool, 64, 1088, fixed=True), bytes_per_s)
-        ),
-    )
     for batch in (2, 64, 256):
         attempt("plan", lambda b=batch: lines.append(f"plan of {b} rows: {plan_us(b):.1f} us"))
     for prompts, tokens in PREFILL_CASES:

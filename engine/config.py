@@ -68,6 +68,7 @@ class ModelConfig(Table, frozen=True, kw_only=True):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on GPUs, else float32
     max_model_len: Positive | None = None
     seed: int = 0  # of dummy weights
+    deterministic: bool = False  # the same tokens for a prompt whatever is computed beside it; slower on GPUs
 
     @property
     def served_name(self) -> str:
@@ -177,6 +178,13 @@ class Config(Table, frozen=True, kw_only=True):
         for model in self.models:
             unknown = set(model.devices or ()) - set(names)
             _require(not unknown, "models.devices", f"{sorted(unknown)} not among the devices {names}")
+            rounds = model.deterministic and model.dtype not in ("auto", "float32")
+            on_cpu = [device.name for device in self.devices_of(model) if device.name.startswith("cpu")]
+            _require(
+                not (rounds and on_cpu),
+                "models.deterministic",
+                f"{on_cpu} can keep this for float32 only, and models.dtype is {model.dtype}",
+            )
             named = set(model.devices or serving)
             _require(bool(named & serving), "models.devices", f"{sorted(named)} all lend (devices.mode)")
         low, high = self.scheduler.min_slice_ms, self.scheduler.slice_ms

@@ -431,6 +431,7 @@ class Load(Message, frozen=True, kw_only=True):
     max_step_tokens: int
     threads: int | None = None
     seed: int = 0
+    deterministic: bool = False
     cache_dir: str | None = None
     local_bytes: int | None = None  # of the page pool; None: what the GPU has left
 

@@ -158,6 +158,7 @@ class ModelHost:
             max_step_tokens=scheduler.max_step_tokens or STEP_TOKENS[kind],
             threads=device.threads or self._cores_per_cpu_device(),
             seed=self._model.seed,
+            deterministic=self._model.deterministic,
             cache_dir=self._config.cache_dir,
             local_bytes=None if device.memory is None else int(device.memory),
         )

@@ -26,6 +26,7 @@ from engine.model_runner.compile_cache import use_compile_cache
 from engine.model_runner.cuda_executor import CudaExecutor
 from engine.model_runner.device_step import StepOptions
 from engine.model_runner.devices import Attached, DeviceError, map_host_pools
+from engine.model_runner.families import check_deterministic
 from engine.model_runner.grammar import Grammars
 from engine.model_runner.kernels.moves import move_pages
 from engine.model_runner.loading import LoadedModel
@@ -112,11 +113,14 @@ class CudaDevice:
         grammars: Grammars | None,
         on_progress: OnProgress,
     ) -> Executor:
+        if load.deterministic:
+            check_deterministic(loaded.config)
         use_compile_cache(cache_root(load.cache_dir))
         options = StepOptions(
             max_batch=load.max_batch,
             max_step_tokens=max(load.max_step_tokens, load.max_batch),
             max_model_len=loaded.card.max_model_len,
+            deterministic=load.deterministic,
         )
         executor = CudaExecutor(loaded.model, layout, pool, options, stream=self._compute, grammars=grammars)
         executor.prepare(on_progress)

@@ -75,7 +75,7 @@ class Device(Protocol):
         grammars: Grammars | None,
         on_progress: OnProgress,
     ) -> Executor:
-        """An executor over `pool`, a `page_view`, warmed up."""
+        """An executor over `pool`, a `page_view`, warmed up. Raises UnsupportedModel."""
 
     def make_test_executor(self, loaded: LoadedModel, layout: PageLayout, scratch: Scratch) -> Executor:
         """An executor for the self-test, over a pool of its own and not compiled."""

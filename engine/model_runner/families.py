@@ -53,6 +53,9 @@ _FAMILIES: dict[str, Callable[[PretrainedConfig], Windows]] = {
     "qwen3_moe": _uniform,
 }
 
+# What a token's experts compute depends on how many tokens of the batch they get: libraries choose how.
+_MIXTURES = frozenset({"gpt_oss", "mixtral", "qwen3_moe"})
+
 # Types that nest the config of one of the families above, and are served as text models.
 _NESTING = frozenset({"gemma3"})
 
@@ -102,6 +105,16 @@ def kv_windows(config: PretrainedConfig) -> Windows:
     if unknown:
         raise UnsupportedModel(f"{text.model_type}: rope type {', '.join(sorted(unknown))} is not supported")
     return windows_of(text)
+
+
+def check_deterministic(config: PretrainedConfig) -> None:
+    """Raises `UnsupportedModel` if the model cannot be served on a GPU so that no token depends on others of
+    the batch."""
+    model_type = text_config(config).model_type
+    if model_type in _MIXTURES:
+        raise UnsupportedModel(
+            f"{model_type} cannot be deterministic: how its experts round depends on the whole batch"
+        )
 
 
 def layout(config: PretrainedConfig, page_tokens: int, dtype: torch.dtype) -> PageLayout:

@@ -13,11 +13,11 @@ from torch import fx, nn
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.nn import functional as F
 
-Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""x [..., width], weight [features, width] -> x @ weight.T"""
+Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""x [..., width], weight [features, width], bias [features] -> x @ weight.T + bias"""
 
 _aten = torch.ops.aten
-_PRODUCTS = frozenset({"fairslice::linear"})
+_PRODUCTS = frozenset({"fairslice::linear", "fairslice::invariant_linear"})
 _MERGED = frozenset(
     {
         _aten.mm.default,
@@ -46,29 +46,25 @@ class SharedLinear(nn.Module):
         self._product = product
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._whole(x)[..., self._first : self._end]
-
-    def _whole(self, x: torch.Tensor) -> torch.Tensor:
-        if self.bias is None:
-            return self._product(x, self.weight)
-        return F.linear(x, self.weight, self.bias)
+        return self._product(x, self.weight, self.bias)[..., self._first : self._end]
 
 
 class LoneLinear(nn.Module):
-    """A linear layer without bias that shares its input with no other."""
+    """A linear layer that shares its input with no other."""
 
-    def __init__(self, weight: nn.Parameter, product: Product) -> None:
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, product: Product) -> None:
         super().__init__()
         self.weight = weight
+        self.bias = bias
         self._product = product
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._product(x, self.weight)
+        return self._product(x, self.weight, self.bias)
 
 
 def share_linears(model: nn.Module, product: Product = F.linear) -> None:
-    """Join what can be joined, in place, and compute it and linear layers without bias by `product`; a second
-    call changes nothing.
+    """Join what can be joined, in place, and compute all linear layers by `product`; a second call changes
+    nothing.
 
     Needs room for the weights of one layer beside the model: what was joined is freed at once.
     """
@@ -79,8 +75,9 @@ def share_linears(model: nn.Module, product: Product = F.linear) -> None:
                 torch.cuda.empty_cache()  # the freed blocks do not fit the next layer's joined weights
     for parent in [*model.modules()]:
         for name, child in [*parent.named_children()]:
-            if type(child) is nn.Linear and child.bias is None:
-                setattr(parent, name, LoneLinear(child.weight, product))
+            if type(child) is nn.Linear:
+                bias = None if child.bias is None else child.get_parameter("bias")
+                setattr(parent, name, LoneLinear(child.get_parameter("weight"), bias, product))
 
 
 def _has_plain(module: nn.Module, names: Sequence[str]) -> bool:
@@ -120,7 +117,7 @@ class MergeProducts(CustomGraphPass):
                 graph.erase_node(node)
 
     def uuid(self) -> str:
-        return "fairslice merge products 2"
+        return "fairslice merge products 3"
 
 
 def _is_product(target: object) -> bool:

@@ -27,6 +27,10 @@ def test_sizes(text, num_bytes):
         ({"scheduler": {"slice": 3}}, ["scheduler.slice", "unknown key", "slice_ms"]),
         ({"devices": [{"name": "cpu", "memory": "2x"}]}, ["devices[0].memory", "2x", "512MiB"]),
         ({"devices": [{"name": "cpu"}]}, ["devices.memory", "cpu"]),
+        (
+            {"models": [{"dtype": "bfloat16", "deterministic": True}]},
+            ["models.deterministic", "cpu", "float32", "bfloat16"],
+        ),
         ({"devices": [{"name": "tpu", "memory": 5}]}, ["devices[0].name", "cpu|cuda"]),
         ({"devices": [{"name": "cpu", "memory": 5}] * 2}, ["devices.name", "twice"]),
         ({"models": [{"devices": ["cuda:1"]}]}, ["models.devices", "cuda:1", "cpu"]),

@@ -23,7 +23,7 @@ _library = library.Library("fairslice", "FRAGMENT")
 _library.define(
     "paged_attention(Tensor query, Tensor key, Tensor value, Tensor(a!) pool, Tensor tables, "
     "Tensor work, Tensor tiles, Tensor counts, Tensor partial, Tensor stats, "
-    "Tensor arrived, Tensor? sinks, int group, int plane, int? window, bool fixed, float scale, "
+    "Tensor arrived, Tensor? sinks, int group, int plane, int? window, float scale, "
     "float? softcap) -> Tensor"
 )
 
@@ -44,7 +44,6 @@ def _paged_attention(
     group: int,
     plane: int,
     window: int | None,
-    fixed: bool,
     scale: float,
     softcap: float | None,
 ) -> torch.Tensor:
@@ -52,7 +51,7 @@ def _paged_attention(
     num_decoding, num_tiles = counts.tolist()
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     if num_decoding:
-        policy = SplitPolicy(key.shape[1], fixed)
+        policy = SplitPolicy(key.shape[1])
         items = policy.max_items(num_decoding)
         decode_attention(
             query[:num_decoding],
@@ -114,38 +113,30 @@ class StepLimits:
         return max(self.max_step_tokens, self.rows)
 
 
-class PagedKernels:
-    """Attention over the pages of a device; see `attention.PagedAttention`.
+class StepBuffers:
+    """What a step's attention is told, in buffers that live as long as this does, so that captured graphs and
+    compiled code may refer to them. Slot `max_batch` belongs to padding: its page table is all page 0.
 
-    Its buffers live as long as it does, so captured graphs and compiled code may refer to them. Slot
-    `max_batch` belongs to padding: its page table is all page 0.
+    `slots` and `positions` are of the step's tokens, the decoding rows first; `tiles` cut the others.
     """
 
-    def __init__(
-        self, pool: torch.Tensor, layout: PageLayout, heads: int, limits: StepLimits, *, fixed_splits: bool
-    ) -> None:
+    def __init__(self, pool: torch.Tensor, layout: PageLayout, limits: StepLimits) -> None:
         device = pool.device
-        groups = len(layout.groups)
-        self.policy = SplitPolicy(layout.kv_heads, fixed_splits)
         self.pool = pool
         self.tables = torch.zeros(
-            groups, limits.max_batch + 1, limits.max_pages, dtype=torch.int32, device=device
+            len(layout.groups), limits.max_batch + 1, limits.max_pages, dtype=torch.int32, device=device
         )
-        self.slots = torch.full((limits.rows,), limits.max_batch, dtype=torch.int64, device=device)
+        self.slots = torch.full((limits.tokens,), limits.max_batch, dtype=torch.int64, device=device)
         self.positions = torch.zeros(limits.tokens, dtype=torch.int64, device=device)
-        items = self.policy.max_items(limits.rows)
-        self.work = torch.zeros(groups * items, WORK_FIELDS, dtype=torch.int32, device=device)
         self.tiles = torch.zeros(limits.tokens, TILE_FIELDS, dtype=torch.int32, device=device)
         self.counts = torch.zeros(2, dtype=torch.int64)
         self.windows = tuple(group.window for group in layout.groups)
-        self._window_limits = torch.tensor(
+        self.window_limits = torch.tensor(
             [NO_WINDOW if window is None else window for window in self.windows],
             dtype=torch.int32,
             device=device,
         )
-        scratch = DecodeScratch.make(self.policy, limits.rows, heads, layout.head_dim, device)
-        self.partial, self.stats, self.arrived = scratch.partial, scratch.stats, scratch.arrived
-        self._place_of_layer = {
+        self.place_of_layer = {
             layer: (index, plane)
             for index, group in enumerate(layout.groups)
             for plane, layer in enumerate(group.layers)
@@ -154,6 +145,24 @@ class PagedKernels:
     def plan(self, num_decoding: int, num_tiles: int) -> None:
         """Say what the step's tokens are: `num_decoding` rows at `slots` and `positions`, then `num_tiles`
         tiles. Comes after those buffers are written and before the model runs, on the same stream."""
+        raise NotImplementedError
+
+
+class PagedKernels(StepBuffers):
+    """Attention over the pages of a device; see `attention.PagedAttention`."""
+
+    def __init__(self, pool: torch.Tensor, layout: PageLayout, heads: int, limits: StepLimits) -> None:
+        super().__init__(pool, layout, limits)
+        self.policy = SplitPolicy(layout.kv_heads)
+        items = self.policy.max_items(limits.rows)
+        self.work = torch.zeros(
+            len(layout.groups) * items, WORK_FIELDS, dtype=torch.int32, device=pool.device
+        )
+        scratch = DecodeScratch.make(self.policy, limits.rows, heads, layout.head_dim, pool.device)
+        self.partial, self.stats, self.arrived = scratch.partial, scratch.stats, scratch.arrived
+
+    def plan(self, num_decoding: int, num_tiles: int) -> None:
+        """See `StepBuffers.plan`."""
         self.counts[0] = num_decoding
         self.counts[1] = num_tiles
         if num_decoding:
@@ -163,7 +172,7 @@ class PagedKernels:
             plan_decode(
                 self.slots[:num_decoding],
                 self.positions[:num_decoding],
-                self._window_limits,
+                self.window_limits,
                 work,
                 self.policy,
             )
@@ -179,7 +188,7 @@ class PagedKernels:
         softcap: float | None,
         sinks: torch.Tensor | None,
     ) -> torch.Tensor:
-        group, plane = self._place_of_layer[layer]
+        group, plane = self.place_of_layer[layer]
         out: torch.Tensor = torch.ops.fairslice.paged_attention(
             query,
             key,
@@ -196,7 +205,6 @@ class PagedKernels:
             group,
             plane,
             self.windows[group],
-            self.policy.fixed,
             scaling,
             softcap,
         )

@@ -14,28 +14,24 @@ import triton.language as tl
 # position, nothing
 WORK_FIELDS = 8
 SPLIT_KEYS = 64  # items are multiples of it
-_MAX_FIXED_SPLITS = 16  # most items of a row when splitting must not depend on the batch
 
 
 @dataclass(frozen=True, slots=True)
 class SplitPolicy:
-    """How contexts are cut. `fixed`: by the row's own length alone, so that no other row changes rounding."""
+    """How contexts are cut: into parts of one length, which depends on all rows."""
 
     kv_heads: int
-    fixed: bool = False
     programs: int = 512  # four an SM on an H100: enough for full bandwidth (measured), few enough to merge
 
     @property
     def max_splits(self) -> int:
         """Most items of one row; a power of two."""
-        if self.fixed:
-            return _MAX_FIXED_SPLITS
         wanted: int = triton.next_power_of_2(self.programs // self.kv_heads)
         return min(128, max(16, wanted))
 
     def max_items(self, rows: int) -> int:
         """Bound on the items of a batch; the grid of `decode_attention`."""
-        return rows * _MAX_FIXED_SPLITS if self.fixed else rows + self.max_splits
+        return rows + self.max_splits
 
 
 @triton.jit
@@ -51,7 +47,6 @@ def _plan_kernel(
     FIELDS: tl.constexpr,
     BLOCK: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
-    FIXED: tl.constexpr,
 ):
     """Program (i, g) writes items i * ITEMS and on of group g: `work[g, item]`."""
     group = tl.program_id(1)
@@ -62,12 +57,8 @@ def _plan_kernel(
     window = tl.load(windows_ptr + group)
     begin = tl.maximum(end - window, 0)
     span = end - begin
-    if FIXED:
-        share = tl.cdiv(tl.cdiv(span, MAX_SPLITS), BLOCK) * BLOCK
-        share = tl.maximum(share, 4 * BLOCK)
-    else:
-        even = tl.cdiv(tl.sum(span, axis=0), MAX_SPLITS)
-        share = tl.maximum(tl.cdiv(even, BLOCK), 2) * BLOCK + tl.zeros([ROWS], tl.int32)
+    even = tl.cdiv(tl.sum(span, axis=0), MAX_SPLITS)
+    share = tl.maximum(tl.cdiv(even, BLOCK), 2) * BLOCK + tl.zeros([ROWS], tl.int32)
     splits = tl.cdiv(span, share)
     upto = tl.cumsum(splits, axis=0)
     item = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
@@ -122,6 +113,5 @@ def plan_decode(
         FIELDS=WORK_FIELDS,
         BLOCK=SPLIT_KEYS,
         MAX_SPLITS=policy.max_splits,
-        FIXED=policy.fixed,
         num_warps=8,
     )

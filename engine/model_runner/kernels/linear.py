@@ -214,12 +214,17 @@ library.register_fake("fairslice::linear", _linear_shape, lib=_library)
 
 
 class LinearProduct:
-    """Linear layers without bias; what `shared_linear.share_linears` takes as `product`."""
+    """Linear layers; what `shared_linear.share_linears` takes as `product`. With a bias they are left to the
+    vendor's library."""
 
     def __init__(self, device: torch.device) -> None:
         scratch = LinearScratch.make(device)
         self.partial, self.arrived = scratch.partial, scratch.arrived
 
-    def __call__(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if bias is not None:
+            return F.linear(x, weight, bias)
         out: torch.Tensor = torch.ops.fairslice.linear(x, weight, self.partial, self.arrived)
         return out

@@ -3,7 +3,13 @@ import torch
 from transformers import AutoConfig
 
 from engine.memory.page import LayerGroup
-from engine.model_runner.families import UnsupportedModel, kv_windows, layout, pin_rope
+from engine.model_runner.families import (
+    UnsupportedModel,
+    check_deterministic,
+    kv_windows,
+    layout,
+    pin_rope,
+)
 from tests.engine.model_runner.test_cpu_executor import greedy, prompts_of
 from tests.engine.model_runner.tiny import Scheduler, generated, paged, tiny_config, tiny_model
 
@@ -97,3 +103,10 @@ def test_pinned_dynamic_rope_does_not_follow_the_batch() -> None:
     together = Scheduler(model, chunk=None).run(prompts, samplings)
     for prompt, context in zip(prompts, together, strict=True):
         assert Scheduler(model, chunk=5).run([prompt], [greedy(10)])[0].output == context.output
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt-oss"])
+def test_mixtures_of_experts_are_not_deterministic(family: str) -> None:
+    with pytest.raises(UnsupportedModel, match="cannot be deterministic"):
+        check_deterministic(tiny_config(family))
+    check_deterministic(tiny_config("llama"))

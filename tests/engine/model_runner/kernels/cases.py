@@ -4,16 +4,23 @@ Pages are shuffled over a pool with room to spare, page tables hold them by slot
 (pages outside a window) is NaN, as is the output before the kernel runs.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
-import triton
 
 from engine.model_runner.kernels.decode import DecodeScratch, decode_attention
 from engine.model_runner.kernels.decode_plan import WORK_FIELDS, SplitPolicy, plan_decode
-from engine.model_runner.kernels.prefill import prefill_attention, tile_tokens, tiles_of
+from engine.model_runner.kernels.invariant_attention import (
+    PartScratch,
+    invariant_attention,
+    store_pages,
+)
+from engine.model_runner.kernels.invariant_plan import Segments, plan_parts
+from engine.model_runner.kernels.prefill import TILE_FIELDS, prefill_attention, tile_tokens, tiles_of
 
 _PLANES, _PLANE = 3, 1
+_SEGMENTS = Segments(128, 400)  # short, so that short contexts have several
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +35,6 @@ class Case:
     window: int | None = None
     softcap: float | None = None
     sinks: bool = False
-    fixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +127,7 @@ def decode_error(case: Case, device: str, dtype: torch.dtype, seed: int) -> floa
     """Run the decode kernels on a case of one new token a row; relative error of the answer."""
     world = make_world(case, device, dtype, seed)
     num_rows = len(case.rows)
-    policy = SplitPolicy(case.kv_heads, case.fixed)
+    policy = SplitPolicy(case.kv_heads)
     positions = torch.tensor([start for start, _ in case.rows], device=device)
     windows = torch.tensor([case.window or 2**30], dtype=torch.int32, device=device)
     work = torch.full((1, policy.max_items(num_rows), WORK_FIELDS), 77, dtype=torch.int32, device=device)
@@ -154,12 +160,7 @@ def decode_error(case: Case, device: str, dtype: torch.dtype, seed: int) -> floa
 def prefill_error(case: Case, device: str, dtype: torch.dtype, seed: int) -> float:
     """Run the prefill kernel on a case; relative error of the answer."""
     world = make_world(case, device, dtype, seed)
-    chunks = []
-    first = 0
-    for (start, count), slot in zip(case.rows, world.slots, strict=True):
-        chunks.append((first, count, start, slot))
-        first += count
-    tiles = tiles_of(chunks, tile_tokens(case.group))
+    tiles = tiles_of(_chunks(world, case), tile_tokens(case.group))
     out = torch.full_like(world.query, torch.nan)
     prefill_attention(
         world.query,
@@ -179,6 +180,114 @@ def prefill_error(case: Case, device: str, dtype: torch.dtype, seed: int) -> flo
     return relative_error(out, world.want)
 
 
-def interpreted() -> bool:
-    """Whether Triton runs kernels in its interpreter, on the CPU."""
-    return bool(triton.knobs.runtime.interpret)
+def invariant_decode_error(case: Case, device: str, dtype: torch.dtype, seed: int) -> float:
+    """Run the batch-invariant kernels on a case of one new token a row; relative error of the answer."""
+    world = make_world(case, device, dtype, seed)
+    segments = Segments(_SEGMENTS.keys, max(start for start, _ in case.rows) // _SEGMENTS.keys + 1)
+    scratch = _part_scratch(world, case, segments)
+    for _ in range(2):  # the second run finds the counters as the first left them
+        scratch.partial.fill_(torch.nan)
+        out = _invariant_decode(world, case, segments, scratch)
+    assert_stored(world, case)
+    assert not scratch.arrived.any()
+    return relative_error(out, world.want)
+
+
+def invariant_prefill_error(case: Case, device: str, dtype: torch.dtype, seed: int) -> float:
+    """Run the batch-invariant kernels on a case of chunks; relative error of the answer."""
+    world = make_world(case, device, dtype, seed)
+    out = _invariant_prefill(world, case, _SEGMENTS)
+    assert_stored(world, case)
+    return relative_error(out, world.want)
+
+
+def invariant_chunked(
+    case: Case, device: str, dtype: torch.dtype, seed: int, chunkings: Sequence[tuple[int, ...]]
+) -> list[torch.Tensor]:
+    """Answers for the one prompt of a case, computed anew in the chunks of each chunking; those of one token
+    are decoded."""
+    world = make_world(case, device, dtype, seed)
+    ((_, num_tokens),) = case.rows
+    segments = Segments(_SEGMENTS.keys, num_tokens // _SEGMENTS.keys + 1)
+    scratch = _part_scratch(world, case, segments)
+    answers = []
+    for chunks in chunkings:
+        world.pool[:, _PLANE] = torch.nan
+        parts = []
+        start = 0
+        for count in chunks:
+            chunk = replace(case, rows=((start, count),))
+            new = slice(start, start + count)
+            step = replace(world, query=world.query[new], key=world.key[new], value=world.value[new])
+            if count == 1:
+                parts.append(_invariant_decode(step, chunk, segments, scratch))
+            else:
+                parts.append(_invariant_prefill(step, chunk, segments))
+            start += count
+        answers.append(torch.cat(parts))
+    return answers
+
+
+def _invariant_decode(world: World, case: Case, segments: Segments, scratch: PartScratch) -> torch.Tensor:
+    device = world.pool.device
+    slots = torch.tensor(world.slots, device=device)
+    positions = torch.tensor([start for start, _ in case.rows], device=device)
+    windows = torch.tensor([case.window or 2**30], dtype=torch.int32, device=device)
+    num_parts = len(case.rows) * segments.most
+    work = torch.full((1, num_parts, TILE_FIELDS), 77, dtype=torch.int32, device=device)
+    plan_parts(slots, positions, windows, work, segments)
+    return _invariant(world, case, slots, positions, work[0], segments, scratch)
+
+
+def _invariant_prefill(world: World, case: Case, segments: Segments) -> torch.Tensor:
+    device = world.pool.device
+    chunks = _chunks(world, case)
+    slots = torch.tensor([slot for _, count, _, slot in chunks for _ in range(count)], device=device)
+    positions = torch.cat([torch.arange(start, start + count) for _, count, start, _ in chunks]).to(device)
+    tiles = [*tiles_of(chunks, tile_tokens(case.group)), (0,) * TILE_FIELDS]  # the last one is padding
+    on_device = torch.tensor(tiles, dtype=torch.int32, device=device)
+    return _invariant(
+        world, case, slots, positions, on_device, segments, _part_scratch(world, case, segments)
+    )
+
+
+def _invariant(
+    world: World,
+    case: Case,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    tiles: torch.Tensor,
+    segments: Segments,
+    scratch: PartScratch,
+) -> torch.Tensor:
+    out = torch.full_like(world.query, torch.nan)
+    store_pages(world.key, world.value, world.pool, _PLANE, world.tables, slots, positions)
+    invariant_attention(
+        world.query,
+        world.pool,
+        _PLANE,
+        world.tables,
+        tiles,
+        scratch,
+        out,
+        segments,
+        scale=case.head_dim**-0.5,
+        window=case.window,
+        softcap=case.softcap,
+    )
+    return out
+
+
+def _part_scratch(world: World, case: Case, segments: Segments) -> PartScratch:
+    heads = case.kv_heads * case.group
+    return PartScratch.make(segments, len(case.rows), heads, case.kv_heads, case.head_dim, world.pool.device)
+
+
+def _chunks(world: World, case: Case) -> list[tuple[int, int, int, int]]:
+    """What `tiles_of` takes."""
+    chunks = []
+    first = 0
+    for (start, count), slot in zip(case.rows, world.slots, strict=True):
+        chunks.append((first, count, start, slot))
+        first += count
+    return chunks

@@ -12,7 +12,7 @@ CASES = {
     "window": Case(((699, 1), (32, 1), (63, 1)), group=8, page_tokens=32, window=100),
     "odd head dim, softcap": Case(((299, 1), (4, 1)), group=3, head_dim=48, softcap=5.0),
     "sinks over splits": Case(((299, 1), (899, 1)), group=1, page_tokens=64, sinks=True),
-    "fixed splits": Case(((299, 1), (1899, 1)), group=5, fixed=True),
+    "group of five": Case(((299, 1), (1899, 1)), group=5),
 }
 
 

@@ -9,4 +9,3 @@ def test_items_are_bounded() -> None:
     policy = SplitPolicy(kv_heads=8)
     assert policy.max_splits == 64
     assert policy.max_items(256) == 320
-    assert SplitPolicy(kv_heads=8, fixed=True).max_items(4) == 64
