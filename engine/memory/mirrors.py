@@ -55,7 +55,7 @@ class Mirrors:
         nothing changed, if they do not all fit."""
         assert context.home is not None
         missing = self.num_missing(context, last)
-        pool = self._place_for_all(context, context.home, missing)
+        pool = self.place_for_all(context, context.home, missing)
         if pool is not None:
             for table, live_from in zip(context.mirror, context.live_from, strict=True):
                 table.grow(pool, live_from, last, context)
@@ -72,7 +72,7 @@ class Mirrors:
 
     def take(self, context: Context, home: int, count: int) -> list[Extent]:
         """Places for `count` pages of the context in the best tiers that `home` reaches; there is room."""
-        pool = self._place_for_all(None, home, count)
+        pool = self.place_for_all(None, home, count)
         if pool is not None:
             return pool.allocate(count, context)
         extents: list[Extent] = []
@@ -83,7 +83,19 @@ class Mirrors:
         assert not count
         return extents
 
-    def _place_for_all(self, context: Context | None, home: int, count: int) -> PagePool | None:
+    def lease_ahead(self, home: int, count: int) -> None:
+        """So many places will be needed: lease what they lack at once, from equally good lenders alike."""
+        for pools in self.placement.classes(home):
+            share = -(-count // len(pools))
+            for pool_id in pools:
+                pool = self.tiers[pool_id]
+                if pool.num_free < share:
+                    self._lease(pool, share - pool.num_free)
+                count -= min(share, pool.num_free)
+            if count <= 0:
+                return
+
+    def place_for_all(self, context: Context | None, home: int, count: int) -> PagePool | None:
         """The best tier, if there is one that has so many pages free: that where the context's mirror ends,
         if none is better, or else the roomiest of equally good ones. None if they have to be leased, or
         spread over several."""

@@ -2,6 +2,7 @@
 
 from engine.memory.context import Context
 from engine.memory.counters import StoreCounters
+from engine.memory.local_copies import LocalCopies
 from engine.memory.losses import Losses
 from engine.memory.mirrors import Mirrors
 from engine.memory.open_moves import OpenMove, OpenMoves, Purpose, Relocation
@@ -16,12 +17,21 @@ class Reclaim:
     when no other move of its context is in flight: a fetch may be reading it.
     """
 
-    def __init__(self, mirrors: Mirrors, moves: OpenMoves, losses: Losses, counters: StoreCounters) -> None:
+    def __init__(
+        self,
+        local: LocalCopies,
+        mirrors: Mirrors,
+        moves: OpenMoves,
+        losses: Losses,
+        counters: StoreCounters,
+    ) -> None:
+        self._local = local
         self._mirrors = mirrors
         self._moves = moves
         self._losses = losses
         self._counters = counters
         self._recalled: dict[tuple[int, int], None] = {}  # (pool id, segment)
+        self._runners: dict[tuple[int | None, int], int | None] = {}  # (home, pool id) -> who moves
 
     def recall(self, pool_id: int, segments: list[int]) -> None:
         """Give out no page of these segments any more."""
@@ -31,10 +41,10 @@ class Reclaim:
 
     @property
     def is_busy(self) -> bool:
-        """Whether some segment is still being emptied, as far as `contexts` has seen."""
+        """Whether some segment is still being emptied, as far as `empty` has seen."""
         return bool(self._recalled)
 
-    def contexts(self) -> list[tuple[Context, list[Extent]]]:
+    def _contexts(self) -> list[tuple[Context, list[Extent]]]:
         """Who has extents in segments that are not empty yet, oldest first, and can be moved now."""
         found: dict[Context, list[Extent]] = {}
         for pool_id, number in list(self._recalled):
@@ -51,39 +61,43 @@ class Reclaim:
                     found[context] = [extent]
         return sorted(found.items(), key=_by_age)
 
-    def empty(self, context: Context, extents: list[Extent], runners: list[int]) -> list[tuple[int, Move]]:
-        """Get the context out of these extents, now or with the moves returned."""
-        if self._losses.drop_mirror(context):
-            return []
+    def empty(self, runners: list[int]) -> list[tuple[int, Move]]:
+        """Get everybody out who has no move in flight, now or with the moves returned: each with the local
+        pool of its runner."""
         moves: list[tuple[int, Move]] = []
-        for pool, own in _by_pool(extents):
-            relocated = self._relocate(context, pool, own, runners)
-            if not relocated and runners and not context.moves_in_flight:
-                self._losses.lose(context, own)
-                break  # it may have taken the other extents along
-            moves += relocated
+        self._runners.clear()
+        found = [(c, extents) for c, extents in self._contexts() if not self._losses.drop_mirror(c)]
+        if found and runners:
+            count = sum([len(extent.pages) for _, extents in found for extent in extents])
+            self._mirrors.lease_ahead(runners[0], count)
+        for context, extents in found:
+            self._empty(context, extents, runners, moves)
         return moves
 
-    def _relocate(
-        self, context: Context, pool: PagePool, extents: list[Extent], runners: list[int]
-    ) -> list[tuple[int, Move]]:
-        """Start moving these extents of an idle or partly local context to the best tiers that have room.
-
-        Returns each move with its runner: the context's own if it works, else another that reaches both
-        pools. Empty, with nothing changed, if there is no room for all of them or nobody to do it.
-        """
-        runner = self._choose_runner(context, pool.pool_id, runners)
-        if runner is None:
-            return []
-        count = 0
-        for extent in extents:
-            count += len(extent.pages)
-        if not self._mirrors.has_room(runner, count):
-            return []
-        return [
-            (runner, self._start(context, runner, pool, target, relocations))
-            for target, relocations in self._new_places(context, extents, runner).items()
-        ]
+    def _empty(
+        self, context: Context, extents: list[Extent], runners: list[int], moves: list[tuple[int, Move]]
+    ) -> None:
+        """Start moving these extents of an idle or partly local context to the best tiers that have room; if
+        there is none for all of them, they are lost. Nothing happens if nobody is there to do it."""
+        for pool, own in _by_pool(extents):
+            runner = self._choose_runner(context, pool.pool_id, runners)
+            if runner is None:
+                if runners and not context.moves_in_flight:
+                    self._losses.lose(context, own)
+                    return  # it may have taken the other extents along
+                continue
+            count = len(own[0].pages) if len(own) == 1 else sum([len(extent.pages) for extent in own])
+            target = self._mirrors.place_for_all(None, runner, count)
+            if target is not None:
+                relocations = [(extent, target.allocate(len(extent.pages), context)) for extent in own]
+                moves.append((runner, self._start(context, runner, pool, target, relocations)))
+            elif self._mirrors.has_room(runner, count):
+                for each, relocations in self._new_places(context, own, runner).items():
+                    moves.append((runner, self._start(context, runner, pool, each, relocations)))
+            elif not context.moves_in_flight:
+                self._losses.lose(context, own)
+                return
+        self._local.recount(context)
 
     def _new_places(
         self, context: Context, extents: list[Extent], runner: int
@@ -130,10 +144,12 @@ class Reclaim:
             lost.context.retired += new
 
     def _choose_runner(self, context: Context, pool_id: int, runners: list[int]) -> int | None:
-        able = [runner for runner in runners if self._mirrors.placement.reaches(runner, pool_id)]
-        if context.home in able:
-            return context.home
-        return able[0] if able else None
+        """The context's own runner if it works and reaches the pool, else another that does."""
+        key = (context.home, pool_id)
+        if key not in self._runners:
+            able = [runner for runner in runners if self._mirrors.placement.reaches(runner, pool_id)]
+            self._runners[key] = context.home if context.home in able else able[0] if able else None
+        return self._runners[key]
 
 
 def _by_age(found: tuple[Context, list[Extent]]) -> int:

@@ -44,7 +44,7 @@ class ContextStore:
         self._mirrors = Mirrors(self.placement)
         self._moves = OpenMoves(self.counters)
         self._losses = Losses(layout, self._local, self._mirrors, self.counters)
-        self._reclaim = Reclaim(self._mirrors, self._moves, self._losses, self.counters)
+        self._reclaim = Reclaim(self._local, self._mirrors, self._moves, self._losses, self.counters)
         self._vacating = Vacating(self._local, self._mirrors, self._moves, self._losses)
         self._departures = Departures(self._local)
         self._running: dict[Context, None] = {}
@@ -295,11 +295,7 @@ class ContextStore:
         `runners` are the local pools of the devices that work. Returns the moves to make, each with the local
         pool of the runner that makes it.
         """
-        moves = []
-        for context, extents in self._reclaim.contexts():
-            moves += self._reclaim.empty(context, extents, runners)
-            self._local.recount(context)
-        return moves
+        return self._reclaim.empty(runners)
 
     def lose_segment(self, pool_id: int, number: int) -> None:
         """The bytes of a leased segment are gone. Contexts that hold some and are on the move (`entangled`)
