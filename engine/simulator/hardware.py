@@ -70,7 +70,7 @@ def read_cost(path: Path) -> CostModel:
 class Cluster:
     """Equal GPUs, each with a pool of `pool_pages` pages, and the tiers that they share: the spare memory of
     lenders (`peer_pages`) and the host's. A message between engine and runner is `message_ns` on its way; a
-    runner has up to `depth` steps in flight."""
+    runner has up to `depth` steps in flight, and launches the next `lead_ns` before the last one ends."""
 
     num_gpus: int
     gpu: Gpu
@@ -83,4 +83,5 @@ class Cluster:
     max_batch: int = 256
     max_step_tokens: int = 2048
     depth: int = 2
+    lead_ns: int = 1_500_000
     message_ns: int = 200_000

@@ -80,6 +80,7 @@ def make_cluster(options: argparse.Namespace) -> Cluster:
         max_batch=options.scheduler.max_batch or MAX_BATCH,
         max_step_tokens=options.scheduler.max_step_tokens or 2048,
         depth=options.depth,
+        lead_ns=round(options.lead_us * 1e3),
         message_ns=round(options.message_us * 1e3),
     )
 
@@ -191,6 +192,9 @@ def _cluster_options(group: "argparse._ArgumentGroup") -> None:
     )
     add("--moves", choices=("measured", "free"), default="measured", help="what links cost (measured)")
     add("--depth", type=_form(_least_one), default=2, help="steps in flight on a runner (default: 2)")
+    add(
+        "--lead-us", type=_form(_not_negative), default=1500.0, help="a step is launched so long ahead (1500)"
+    )
     add("--message-us", type=_form(_not_negative), default=200.0, help="engine to runner (default: 200)")
 
 

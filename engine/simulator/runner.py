@@ -30,6 +30,7 @@ class SimulatedRunner:
         self._on_tokens = on_tokens
         self._message_ns = cluster.message_ns
         self._depth = cluster.depth
+        self._lead_ns = cluster.lead_ns
         self._cost = cluster.gpu.cost
         self._hbm_ns_per_page = cluster.layout.page_bytes * 1e9 / cluster.gpu.hbm_bytes_per_s
         self._runs = RunTable(max_batch=cluster.max_batch, max_step_tokens=cluster.max_step_tokens)
@@ -43,6 +44,7 @@ class SimulatedRunner:
             deque()
         )  # with the step's time and the idle time before
         self._free_at_ns = 0
+        self._due_ns = 0  # when the next step is looked at
         self._owed_ns = 0.0  # what moves took from the compute beside them
         self._stalled_since_ns: int | None = None
         self._stall_ns = 0
@@ -81,7 +83,10 @@ class SimulatedRunner:
 
     def _launch(self) -> None:
         cost = self._cost
-        while len(self._flights) < self._depth and (flight := self._runs.launch()) is not None:
+        while len(self._flights) < self._depth and not self._is_early():
+            flight = self._runs.launch()
+            if flight is None:
+                break
             num_decoding, num_prefilled = len(flight.decoding), flight.num_prefilled()
             context = sum([run.fed for run in flight.decoding])
             context += sum(run.fed for run, _, _ in flight.others)
@@ -97,6 +102,16 @@ class SimulatedRunner:
             self._flights.append((flight, step_ns, idle_ns))
             self._events.at(self._free_at_ns, self._on_step_end)
         self._watch_stall()
+
+    def _is_early(self) -> bool:
+        """Whether the next step may be put off: then it is looked at again when it is due."""
+        due_ns = self._free_at_ns - self._lead_ns
+        if not self._flights or due_ns <= self._events.now_ns:
+            return False
+        if self._due_ns != due_ns:
+            self._due_ns = due_ns
+            self._events.at(due_ns, self._launch)
+        return True
 
     def _on_step_end(self) -> None:
         flight, step_ns, idle_ns = self._flights.popleft()
