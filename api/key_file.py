@@ -88,12 +88,16 @@ def read_key_file(path: Path) -> KeyFile:
 
 
 def write_key_file(path: Path, file: KeyFile) -> None:
-    """Put a new file in the place of the old, readable by its owner alone. Raises KeyFileError."""
+    """Put a new file in the place of the old, readable by its owner alone, who stays the same where root
+    writes for a server that runs as another user. Raises KeyFileError."""
     data = msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n"
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # made with mode 0600
         try:
             with os.fdopen(descriptor, "wb") as out:
+                with contextlib.suppress(FileNotFoundError, PermissionError):
+                    old = path.stat()
+                    os.fchown(out.fileno(), old.st_uid, old.st_gid)
                 out.write(data)
                 out.flush()
                 os.fsync(out.fileno())

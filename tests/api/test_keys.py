@@ -1,6 +1,7 @@
 """API keys: their file, the command that changes it, and what a server does with them."""
 
 import asyncio
+import os
 import stat
 from pathlib import Path
 
@@ -45,6 +46,15 @@ def test_a_key_is_shown_once_and_kept_as_a_hash(file: Path, capsys: pytest.Captu
     assert key.split("-", 2)[1] in printed
     assert key not in printed
     assert [entry.name for entry in file.parent.iterdir()] == ["keys.json"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_changed_file_keeps_its_owner(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--file", str(file), "add", "alice"]) == 0
+    os.chown(file, 10001, 10002)
+    assert main(["--file", str(file), "add", "bob"]) == 0
+    status = file.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (10001, 10002, 0o600)
 
 
 def test_a_second_key_keeps_the_tenants_limits(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
