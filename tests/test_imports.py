@@ -8,6 +8,7 @@ fairness, memory: no clock, no event loop, no torch, and nothing of the engine a
 engine.simulator  ->  the engine's core, and loadgen's pure modules (traces, statistics, the report);
               nothing of the engine imports it
 loadgen   ->  neither api nor engine
+fairslice ->  engine.config; what a command needs is imported when it runs
 """
 
 import ast
@@ -118,6 +119,10 @@ def allowed_in_loadgen(name: str) -> bool:
     return not is_within(name, "engine", "api", "torch")
 
 
+def allowed_in_command(name: str) -> bool:
+    return not is_within(name, "api", "engine", "loadgen") or name in ("engine", "engine.config")
+
+
 RULES: list[tuple[str, list[str], Callable[[str], bool]]] = [
     ("api", modules_of("api"), allowed_in_api),
     ("engine", [name for name in modules_of("engine") if is_engine_core(name)], allowed_in_core),
@@ -126,6 +131,7 @@ RULES: list[tuple[str, list[str], Callable[[str], bool]]] = [
     ("memory", [name for name in modules_of("engine.memory") if not is_in_runner(name)], allowed_in_pure),
     ("runner", modules_of("engine.model_runner"), allowed_in_runner),
     ("loadgen", modules_of("loadgen"), allowed_in_loadgen),
+    ("fairslice", modules_of("fairslice"), allowed_in_command),
 ]
 
 
