@@ -11,12 +11,14 @@ it:
    slice. Pages behind a sliding window are given up by positions that the runner has *reported*.
 4. A closed context is released when it does not run and its last move is complete.
 
-The parts: local copies (`local_copies`), mirrors in the tiers (`mirrors`), moves in flight (`open_moves`),
-contexts on their way to another device (`departures`), segments of tiers that are wanted back (`reclaim`),
-segments of local pools that are to be empty (`vacating`), and what is given up for good (`losses`).
+The parts: local copies (`local_copies`), mirrors in the tiers (`mirrors`), what is copied between them
+(`copying`), moves in flight (`open_moves`), contexts on their way to another device (`departures`), segments
+of tiers that are wanted back (`reclaim`), segments of local pools that are to be empty (`vacating`), and what
+is given up for good (`losses`).
 """
 
 from engine.memory.context import Context
+from engine.memory.copying import Copying
 from engine.memory.counters import StoreCounters
 from engine.memory.departures import Departures
 from engine.memory.local_copies import Landlord, LocalCopies
@@ -24,7 +26,6 @@ from engine.memory.losses import Losses
 from engine.memory.mirrors import Market, Mirrors
 from engine.memory.open_moves import OpenMove, OpenMoves, Purpose
 from engine.memory.page import PageLayout
-from engine.memory.page_table import PageTable, Paths
 from engine.memory.placement import Placement
 from engine.memory.pool import Extent, PagePool
 from engine.memory.reclaim import Reclaim
@@ -40,14 +41,15 @@ class ContextStore:
         self.placement = placement or Placement()
         self.counters = StoreCounters()
         self.contexts: dict[Context, None] = {}  # in order of opening
+        self._running: dict[Context, None] = {}
         self._local = LocalCopies(layout, self.counters)
         self._mirrors = Mirrors(self.placement)
         self._moves = OpenMoves(self.counters)
         self._losses = Losses(layout, self._local, self._mirrors, self.counters)
         self._reclaim = Reclaim(self._local, self._mirrors, self._moves, self._losses, self.counters)
         self._vacating = Vacating(self._local, self._mirrors, self._moves, self._losses)
+        self._copying = Copying(self._local, self._mirrors, self._moves, self._losses, self._running)
         self._departures = Departures(self._local)
-        self._running: dict[Context, None] = {}
         self._windowed = [group for group, layers in enumerate(layout.groups) if layers.window is not None]
         self._last_serial = 0
 
@@ -122,7 +124,9 @@ class ContextStore:
         assert not context.is_running
         if context.home == pool_id and self._vacating.is_in_the_way(context):
             return None
-        if context.home != pool_id and (context.moves_in_flight or not self._can_come(context, pool_id)):
+        if context.home != pool_id and (
+            context.moves_in_flight or not self._copying.can_fetch(context, pool_id)
+        ):
             return None
         needed = self.pages_needed(context, pool_id, end)
         if spare and needed + spare > self._local.num_available(pool_id, besides=context):
@@ -137,31 +141,7 @@ class ContextStore:
         added = self._local.allocate(context, end)
         context.is_running = True
         self._running[context] = None
-        return self._fetch(context, fetch_until, added, old) if valid else []
-
-    def _fetch(
-        self, context: Context, until: list[int], added: list[list[int]], old: list[PageTable]
-    ) -> list[Move]:
-        """Moves to the pages below index `until[group]` of the local copy, which are the first of those
-        `added`: from `old` tables, which it has where it comes from, and otherwise from its mirror."""
-        assert context.home is not None
-        paths = Paths()
-        for group, first in enumerate(context.live_from):
-            last = mirrored = until[group]
-            if old and old[group].num_pages:
-                mirrored = max(first, min(last, old[group].first))
-            if first < last:
-                sources = context.mirror[group].parts(first, mirrored)
-                if mirrored < last:
-                    sources += old[group].parts(mirrored, last)
-                paths.add(sources, added[group][: last - first])
-        if not paths:
-            return []
-        context.arriving = until
-        return [
-            self._moves.start(context, Purpose.FETCH, context.home, (pool.pool_id, context.home), pages)
-            for pool, pages in paths.items()
-        ]
+        return self._copying.fetch(context, fetch_until, added, old) if valid else []
 
     def extend(self, context: Context, end: int) -> list[list[int]] | None:
         """Let a running context go on to position `end`. Returns the pages added to each group's table, or
@@ -205,27 +185,7 @@ class ContextStore:
 
         Empty if there is nothing to copy, no room in any tier, or a move in flight.
         """
-        page_tokens = self.layout.page_tokens
-        upto = context.computed if whole else context.computed - context.computed % page_tokens
-        home = context.home
-        if context.moves_in_flight or home is None or upto <= context.mirrored:
-            return []
-        first, last = context.mirrored // page_tokens, -(-upto // page_tokens)
-        if not self._mirrors.grow(context, last) and not self._make_redundant_way(context, last):
-            return []
-        context.mirror_target = upto
-        paths = Paths()
-        for local, mirror, live_from in zip(context.local, context.mirror, context.live_from, strict=True):
-            start = live_from if live_from > first else first
-            paths.add(mirror.parts(start, last), local.between(start, last))
-        if not paths:  # everything is behind windows
-            context.mirrored = upto
-        moves = [
-            self._moves.start(context, Purpose.MIRROR, home, (home, pool.pool_id), (pages[1], pages[0]))
-            for pool, pages in paths.items()
-        ]
-        self._local.set_in_motion(context)
-        return moves
+        return self._copying.mirror(context, whole=whole)
 
     def idle_dirty(self, pool_id: int) -> list[Context]:
         """Contexts with pages in this pool that do not run, are not mirrored, and are not being mirrored."""
@@ -336,16 +296,6 @@ class ContextStore:
 
     # ------------------------------------------------------------------ inner workings
 
-    def _can_come(self, context: Context, pool_id: int) -> bool:
-        """Whether the device of this local pool can fetch all of the context."""
-        reaches = self.placement.reaches
-        if self.placement.reaches_all(pool_id):
-            return True
-        if context.num_local and context.home is not None and not reaches(pool_id, context.home):
-            return False
-        extents = [extent for table in context.mirror for extent in table.extents]
-        return all(reaches(pool_id, extent.segment.pool.pool_id) for extent in extents)
-
     def _undo(self, lost: OpenMove) -> None:
         """What the move should have written is nobody's again."""
         context = lost.context
@@ -357,18 +307,6 @@ class ContextStore:
             self._mirrors.cut(context, context.mirrored)
         elif context.arriving is not None and context not in self._departures:
             self._local.drop_arriving(context)
-
-    def _make_redundant_way(self, context: Context, last: int) -> bool:
-        """Give pages of an idle context below index `last` their places after all, if mirrors of contexts
-        that run can make the room: what is local need not be kept twice."""
-        home = context.home
-        if home is None or context.is_running:
-            return False
-        missing = self._mirrors.num_missing(context, last)
-        for other in self._running:
-            if self.drop_mirror(other) and self._mirrors.has_room(home, missing):
-                return self._mirrors.grow(context, last)
-        return False
 
     def _settle(self, context: Context) -> None:
         """Once nothing touches the context any more: free what it left behind, and all of it if closed."""
