@@ -1,5 +1,6 @@
 """Pools and moves on real GPUs. With two GPUs, the peer pool lies on the second."""
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ pytest.importorskip("triton")
 pytest.importorskip("cuda.bindings")
 
 import torch
+from cuda.bindings import runtime
 
-from engine.memory.cuda_calls import CudaError
+from engine.memory.cuda_calls import CudaError, unwrap
 from engine.memory.cuda_copy import driver_batch_copy
-from engine.memory.regions import create_region
+from engine.memory.cuda_host import pin
+from engine.memory.regions import create_region, map_region
 from engine.memory.transfer_cuda import CudaTransfers, MoveTuning
 from engine.messages import Attach, Move, PoolSpec
 from engine.model_runner.cuda_device import move
@@ -232,6 +235,24 @@ def test_a_mirror_does_not_wait_for_steps_in_flight(rig: Rig) -> None:
     rig.move(7, HOST, LOCAL, [3], [4])
     rig.move(8, PEER, LOCAL, [3], [5])
     assert rig.attached.local[[4, 5]].unique().tolist() == [17]
+
+
+def test_host_memory_is_unpinned_before_it_is_unmapped() -> None:
+    descriptor = create_region("host", 2**24)
+    pages = torch.frombuffer(map_region(descriptor), dtype=torch.uint8).view(-1, 4096)
+    os.close(descriptor)
+    address = pages.data_ptr()
+    view = pages[1:]
+    pin(pages)
+    assert memory_type(address) == runtime.cudaMemoryType.cudaMemoryTypeHost
+    del pages
+    gc.collect()
+    assert memory_type(address) == runtime.cudaMemoryType.cudaMemoryTypeUnregistered
+    view.fill_(3)  # what somebody still refers to is mapped
+
+
+def memory_type(address: int) -> runtime.cudaMemoryType:
+    return unwrap("cudaPointerGetAttributes", runtime.cudaPointerGetAttributes(address)).type
 
 
 def test_the_driver_says_what_is_wrong_with_a_batch() -> None:
