@@ -1,9 +1,9 @@
 # mypy: allow-untyped-calls
 """Host memory that GPUs copy to and from at full speed.
 
-The driver does not notice when pinned memory is unmapped: it goes on taking the addresses for its own. When an
-allocation of any kind is given the same ones, it fails with "resource already mapped", and so do all after it.
-Therefore memory is unpinned before it is unmapped, whoever drops the last reference to it.
+The driver does not notice when pinned memory is unmapped: it goes on taking the addresses for its own. When
+an allocation of any kind is given the same ones, it fails with "resource already mapped", and so do all
+after it. Therefore memory is unpinned before it is unmapped, whoever drops the last reference to it.
 """
 
 import logging
