@@ -9,13 +9,14 @@ import sys
 import threading
 
 import msgspec
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLTokenizer
 
 from engine.messages import Grammar, GrammarKind
 
 MEMORY_BYTES = 1 << 30
 STACK_BYTES = 1 << 20  # an eighth of what a runner has: what passes here does not overflow there
 MAX_PROBLEM_CHARS = 500
+NOTHING_FITS = "nothing fits it, or its first step costs too much"
 
 _COMPILERS = {
     GrammarKind.JSON_SCHEMA: LLMatcher.grammar_from_json_schema,
@@ -27,10 +28,21 @@ _COMPILERS = {
 def problem_with(grammar: Grammar) -> str:
     """What llguidance says against the grammar; nothing if it can be used."""
     try:
-        problem: str = LLMatcher.validate_grammar(_COMPILERS[grammar.kind](grammar.source))
+        compiled = _COMPILERS[grammar.kind](grammar.source)
+        problem: str = LLMatcher.validate_grammar(compiled) or _first_problem(compiled)
     except ValueError as error:
         problem = str(error)
     return problem[:MAX_PROBLEM_CHARS]
+
+
+def _first_problem(compiled: str) -> str:
+    """What shows only when tokens are to be found: single bytes here, whatever the model's are."""
+    matcher = LLMatcher(LLTokenizer("byte"), compiled, log_level=0)
+    if matcher.is_error():
+        problem: str = matcher.get_error()
+        return problem
+    matcher.compute_bitmask()
+    return NOTHING_FITS if matcher.is_error() else ""
 
 
 def _serve() -> None:

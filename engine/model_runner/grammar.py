@@ -88,7 +88,9 @@ class Grammars:
             GrammarKind.LARK: llguidance.LLMatcher.grammar_from_lark,
         }
         try:
-            matcher = llguidance.LLMatcher(self._tokenizer, sources[grammar.kind](grammar.source))
+            matcher = llguidance.LLMatcher(
+                self._tokenizer, sources[grammar.kind](grammar.source), log_level=0
+            )
         except ValueError as error:
             raise BadGrammar(str(error)) from error
         if matcher.is_error():

@@ -1,5 +1,6 @@
 """Grammars of clients: the bad are named, the costly are bounded, and none ends the api."""
 
+import asyncio
 import json
 
 import pytest
@@ -8,9 +9,9 @@ from hypothesis import strategies as st
 
 from api import grammar_check
 from api.grammar_check import TOO_COSTLY, GrammarChecks
-from api.grammar_checker import problem_with
+from api.grammar_checker import NOTHING_FITS, problem_with
 from engine.messages import Grammar, GrammarKind
-from tests.api.harness import run, running_api
+from tests.api.harness import run, run_for, running_api
 from tests.api.test_bad_input import check_error
 
 # Rules that lead on to each other, deep enough to overflow the stack of whoever follows them.
@@ -47,6 +48,58 @@ def test_a_grammar_over_the_limit_says_so() -> None:
             assert "262144" in check_error(await api.complete(guided_json=schema), 400, "guided_json")
 
     run(test())
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "says"),
+    [
+        (GrammarKind.REGEX, "a(?=b)", "look-around"),
+        (GrammarKind.REGEX, "(" * 5000 + "a" + ")" * 5000, "invalid regex"),
+        (GrammarKind.REGEX, "[z-a]", "invalid"),
+        (GrammarKind.LARK, "start: missing", "missing"),
+        (GrammarKind.LARK, 'start: "a', "1("),
+        (GrammarKind.JSON_SCHEMA, "[1]", "schema"),
+        (GrammarKind.JSON_SCHEMA, '{"type": "number", "multipleOf": 1e-300}', "multipleOf"),
+        (GrammarKind.JSON_SCHEMA, '{"$ref": "http://127.0.0.1:1/schema"}', "http://127.0.0.1:1/schema"),
+        (GrammarKind.JSON_SCHEMA, '{"$ref": "#"}', NOTHING_FITS),
+        (GrammarKind.JSON_SCHEMA, '{"enum": []}', ""),
+    ],
+)
+def test_the_bad_are_told_what_is_wrong(kind: GrammarKind, source: str, says: str) -> None:
+    problem = problem_with(Grammar(kind=kind, source=source))
+    assert problem
+    assert says in problem
+
+
+def wide_schema(num_keys: int) -> str:
+    return json.dumps({"properties": {f"p{index}": {"type": "string"} for index in range(num_keys)}})
+
+
+COSTLY = [  # by repetition, alternatives, depth, recursion, sheer size
+    (GrammarKind.REGEX, "((a{1,1000}){1,1000}){1,1000}"),
+    (GrammarKind.REGEX, "(a|aa|aaa)*" * 400),
+    (GrammarKind.REGEX, "(.{0,1000}){0,1000}x"),
+    (GrammarKind.JSON_SCHEMA, json.dumps({"type": "array", "minItems": 10**9, "items": {"type": "string"}})),
+    (GrammarKind.JSON_SCHEMA, json.dumps({"type": "string", "minLength": 10**8, "maxLength": 10**9})),
+    (GrammarKind.JSON_SCHEMA, '{"items": ' * 400 + "{}" + "}" * 400),
+    (GrammarKind.JSON_SCHEMA, wide_schema(4000)),
+    (GrammarKind.LARK, 'start: start start | "a"'),
+    (GrammarKind.LARK, "start: " + " | ".join(f'"w{index}"' for index in range(6000))),
+]
+
+
+def test_the_costly_are_answered_and_the_next_is_served() -> None:
+    """Each is refused or served, and none of them more slowly than a check may take."""
+
+    async def test() -> None:
+        checks = GrammarChecks()
+        for kind, source in COSTLY:
+            async with asyncio.timeout(20.0):  # CHECK_S, and the start of a process on a busy machine
+                assert isinstance(await checks.problem_with(Grammar(kind=kind, source=source)), str)
+        assert await checks.problem_with(Grammar(kind=GrammarKind.REGEX, source="[a-z]+")) == ""
+        await checks.close()
+
+    run_for(test(), 240)
 
 
 JSON = st.recursive(
