@@ -21,6 +21,7 @@ from engine.model_runner.cuda_cost import measure_cost
 from engine.model_runner.device_clock import MakeMark, Mark, between_ns, cuda_mark
 from engine.model_runner.device_step import DeviceStep, StepOptions
 from engine.model_runner.graphs import GraphSet, Size, batch_sizes, padded_size
+from engine.model_runner.kernels.to_host import to_host
 from engine.model_runner.prompt_logprobs import PromptLogprobs, wants_prompt_logprobs
 from engine.model_runner.sampler import Logprobs, logprobs_of
 from engine.model_runner.step_plan import (
@@ -238,7 +239,7 @@ class CudaExecutor:
     ) -> LaunchedStep:
         """Send what was sampled to the host, and mark the end of the step."""
         logprobs = [] if logits is None else _send_logprobs(rows, sampled, logits, tokens)
-        host_tokens = _to_host(tokens)
+        host_tokens = to_host(tokens)
         previous_end = None if self._last is None else self._last.end
         end = self._make_mark()
         slots = [rows[i].row.slot for i in sampled]
@@ -278,11 +279,5 @@ def _send_logprobs(
     for num_top, places in members.items():
         found = logprobs_of(logits[places], tokens[places], num_top)
         columns = (found.logprob, found.rank, found.top_ids, found.top_logprobs)
-        sent.append(([sampled[place] for place in places], Logprobs(*map(_to_host, columns))))
+        sent.append(([sampled[place] for place in places], Logprobs(*map(to_host, columns))))
     return sent
-
-
-def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy on the host, complete when the stream has come this far."""
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-    return host.copy_(tensor, non_blocking=True)
