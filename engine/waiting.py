@@ -60,14 +60,15 @@ class Waiting:
     def next(self, now_ns: int) -> Prompt | None:
         """The prompt that should run next, taken out of the queue: of the tenant that the policy chooses,
         one that has waited too long for a token, or else the policy's choice."""
-        task = self._policy.pick(now_ns)
-        if task is None:
+        tenant = self._policy.next_tenant(now_ns)
+        if tenant is None:
             return None
-        late = self._gaps.oldest_overdue(task.tenant, now_ns) if self._policy.rotates else None
-        if late is not None and late is not task:
-            self._policy.put_back(task, now_ns)
-            self._policy.take(late, now_ns)
-            task = late
+        task = self._gaps.oldest_overdue(tenant, now_ns) if self._policy.rotates else None
+        if task is not None:
+            self._policy.take(task, now_ns)
+        else:
+            task = self._policy.pick(now_ns)
+            assert task is not None
         self._gaps.discard(task)
         return self.prompts[task]
 

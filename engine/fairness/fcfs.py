@@ -20,6 +20,9 @@ class FcfsPolicy:
     def join(self, task: Task, now_ns: int) -> None:
         self.put_back(task, now_ns)
 
+    def next_tenant(self, now_ns: int) -> str | None:
+        return self._queue[0][1].tenant if self._queue else None
+
     def pick(self, now_ns: int) -> Task | None:
         if not self._queue:
             return None

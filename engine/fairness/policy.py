@@ -47,6 +47,9 @@ class Policy(Protocol):
     def join(self, task: Task, now_ns: int) -> None:
         """Take a newcomer into the queue; `task.service_ns` is not 0 if it was served before a restart."""
 
+    def next_tenant(self, now_ns: int) -> str | None:
+        """Whose task `pick` would take; None if nobody waits."""
+
     def pick(self, now_ns: int) -> Task | None:
         """Take the next task to run out of the queue; None if nobody waits."""
 

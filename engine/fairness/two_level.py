@@ -78,6 +78,9 @@ class TwoLevelPolicy:
         task.vruntime_ns = task.start_ns = account.clock.arrival_ns + debt_ns
         self._enqueue(account, task)
 
+    def next_tenant(self, now_ns: int) -> str | None:
+        return self._tenants.first().tenant if self._num_queued else None
+
     def pick(self, now_ns: int) -> Task | None:
         if not self._num_queued:
             return None

@@ -51,6 +51,9 @@ class VtcPolicy:
             account.vruntime_ns = max(account.vruntime_ns, level)
         self._enqueue(account, task)
 
+    def next_tenant(self, now_ns: int) -> str | None:
+        return self._tenants.first().tenant if self._num_queued else None
+
     def pick(self, now_ns: int) -> Task | None:
         if not self._num_queued:
             return None

@@ -38,8 +38,10 @@ class PolicyOperations(RuleBasedStateMachine):
 
     @rule()
     def pick(self) -> None:
+        tenant = self.policy.next_tenant(self.now_ns)
         task = self.policy.pick(self.now_ns)
         assert (task is None) == (not self.waiting)
+        assert tenant == (task.tenant if task is not None else None)
         if task is not None:
             self.waiting.remove(task)
             self.running.append(task)
