@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from api.schemas import MAX_STOPS
+from api.schemas import MAX_BIASES, MAX_STOP_CHARS, MAX_STOPS, MAX_TOKEN_LISTS, MAX_TOOLS
 from engine.config import ByteSize, ServerConfig
 from engine.messages import Rejected
 from tests.api.harness import Answer, parse_answer, run, running_api, until
@@ -77,6 +77,34 @@ def test_fields_of_completions() -> None:
                 check_error(answer, 400, param)
             assert not api.engine.submits
             api.check_clean()
+
+    run(test())
+
+
+LIMITS: list[tuple[dict[str, Any], str]] = [
+    ({"n": 129}, "128"),
+    ({"prompt": [[1]] * 129}, "128"),
+    ({"max_tokens": 2**31}, str(2**31 - 1)),
+    ({"logprobs": 21}, "20"),
+    ({"prompt_logprobs": 21}, "20"),
+    ({"stop": ["a"] * (MAX_STOPS + 1)}, str(MAX_STOPS)),
+    ({"stop": "a" * (MAX_STOP_CHARS + 1)}, str(MAX_STOP_CHARS)),
+    ({"stop_token_ids": [1] * (MAX_TOKEN_LISTS + 1)}, str(MAX_TOKEN_LISTS)),
+    ({"logit_bias": {str(index): 1 for index in range(MAX_BIASES + 1)}}, str(MAX_BIASES)),
+    ({"guided_regex": "a" * 65537}, "65536"),
+    ({"cache_salt": "a" * 257}, "256"),
+]
+
+
+def test_limits_are_in_the_messages() -> None:
+    async def test() -> None:
+        async with running_api() as api:
+            for fields, limit in LIMITS:
+                answer = await api.complete(**({"prompt": "hi"} | fields))
+                (field,) = fields
+                assert limit in check_error(answer, 400, field)
+            tools = [{"type": "function", "function": {"name": "f"}}] * (MAX_TOOLS + 1)
+            assert str(MAX_TOOLS) in check_error(await api.chat(tools=tools), 400, "tools")
 
     run(test())
 
