@@ -52,10 +52,22 @@ class InterpretedScheduler(Scheduler):
     """Steps of `step_tokens`: with 128, mixed ones are padded to the size of a graph; with 64, none is."""
 
     def __init__(
-        self, model: PreTrainedModel, *, chunk: int | None, seed: int = 0, step_tokens: int = 64
+        self,
+        model: PreTrainedModel,
+        *,
+        chunk: int | None,
+        seed: int = 0,
+        step_tokens: int = 64,
+        deterministic: bool = False,
     ) -> None:
         super().__init__(model, num_pages=200, chunk=chunk, seed=seed)
-        options = StepOptions(max_batch=5, max_step_tokens=step_tokens, max_model_len=256, compile=False)
+        options = StepOptions(
+            max_batch=5,
+            max_step_tokens=step_tokens,
+            max_model_len=256,
+            compile=False,
+            deterministic=deterministic,
+        )
         self.executor = CudaExecutor(model, self.layout, self.pool, options, stream=None, make_mark=HostMark)
         self.executor.prepare(lambda stage, fraction: None)
 
@@ -79,6 +91,16 @@ def test_greedy_equals_generate_in_mixed_batches(family: str, step_tokens: int) 
     paged(model)
     scheduler = InterpretedScheduler(model, chunk=9, step_tokens=step_tokens)
     contexts = scheduler.run(PROMPTS, [Sampling(max_tokens=6, temperature=0.0)] * len(PROMPTS))
+    assert [context.output for context in contexts] == expected
+
+
+@pytest.mark.parametrize("family", ["qwen2-window", "opt"])
+def test_a_deterministic_model_answers_as_it_should(family: str) -> None:
+    model = tiny_model(tiny_config(family))
+    expected = [generated(model, prompt, 4) for prompt in PROMPTS]
+    paged(model)
+    scheduler = InterpretedScheduler(model, chunk=9, step_tokens=128, deterministic=True)
+    contexts = scheduler.run(PROMPTS, [Sampling(max_tokens=4, temperature=0.0)] * len(PROMPTS))
     assert [context.output for context in contexts] == expected
 
 
