@@ -1,6 +1,7 @@
 """The documentation agrees with the code where a machine can tell."""
 
 import re
+import shlex
 import tomllib
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ import msgspec
 import pytest
 
 from engine.config import Config, ConfigError, LinkConfig, Table, parse_config
+from fairslice.cli import COMMANDS
 from tests.messages_in_code import operator_messages
 
 ROOT = Path(__file__).parent.parent
@@ -140,6 +142,45 @@ def test_messages_that_are_put_together(text: str) -> None:
     table: dict[str, object] = {"nonsense": 1} if "key" in text else {"memory": {"host": "much"}}
     with pytest.raises(ConfigError, match=re.escape(text.removesuffix("..."))):
         parse_config(table)
+
+
+PROGRAMS = {  # how each begins in a shell -> the words after `fairslice` that mean the same
+    "fairslice": [],
+    "~/fairslice/bin/fairslice": [],
+    "loadgen": ["loadgen"],
+    "python -m fairslice": [],
+    "python -m loadgen": ["loadgen"],
+    "python -m engine": ["engine"],
+    "python -m api": ["api"],
+    "python -m api.keys": ["keys"],
+    "python -m engine.memory_report": ["memory"],
+    "python -m engine.simulator": ["simulate"],
+}
+
+
+def commands_in_docs() -> list[str]:
+    """Command lines of ours in blocks of the documentation, continued lines joined."""
+    blocks = [
+        block
+        for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```", file.read_text(), re.DOTALL | re.MULTILINE)
+        if language in ("", "console")
+    ]
+    lines = [line.removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line.partition("   #")[0] for line in lines if program_of(line) is not None]
+
+
+def program_of(line: str) -> str | None:
+    return max((name for name in PROGRAMS if f"{line} ".startswith(f"{name} ")), key=len, default=None)
+
+
+@pytest.mark.parametrize("line", commands_in_docs())
+def test_commands_are_understood_as_printed(line: str) -> None:
+    program = program_of(line)
+    assert program is not None
+    name, *arguments = [*PROGRAMS[program], *shlex.split(line.removeprefix(program))]
+    (command,) = [each for each in COMMANDS if each.name == name]
+    command.parser().parse_args(arguments)
 
 
 def test_every_link_between_documents_leads_somewhere() -> None:
