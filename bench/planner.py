@@ -40,6 +40,7 @@ def make_scheduler(policy: str, batch: int, num_pages: int) -> Scheduler:
         first_slices=100_000,
         max_model_len=8192,
         reserve=0.1,
+        floor_tokens_per_s=25.0,
     )
     store = ContextStore(LAYOUT)
     store.add_tier(PagePool(9, 200_000, LAYOUT.page_bytes))

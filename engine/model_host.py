@@ -286,6 +286,7 @@ class ModelHost:
             slice_ns=_ns(config.slice_ms),
             min_slice_ns=_ns(config.min_slice_ms),
             gap_ns=_ns(config.gap_ms),
+            floor_tokens_per_s=config.floor_tokens_per_s,
             first_slices=config.first_slices,
             max_model_len=self.card.max_model_len,
             reserve=self._config.memory.reserve,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from engine.device import Device
 from engine.fairness.policy import Policy
+from engine.fairness.reading import ReadingFloor
 from engine.memory.store import ContextStore
 from engine.preemption import Preemption
 from engine.prompt import Prompt
@@ -32,6 +33,7 @@ class PlannerSettings:
     first_slices: int
     max_model_len: int
     reserve: float
+    floor_tokens_per_s: float
 
 
 class Planner:
@@ -52,6 +54,7 @@ class Planner:
             reserve=settings.reserve,
         )
         self._preemption = Preemption(policy, store, self.waiting, self.turns)
+        self._floor = ReadingFloor(settings.floor_tokens_per_s, settings.gap_ns)
         self.num_preemptions = 0
 
     def plan(self, now_ns: int) -> None:
@@ -93,7 +96,7 @@ class Planner:
         has turns ended, and lays claim to what they give back: smaller ones would take it for ever."""
         passed_over: list[Prompt] = []
         while devices and (prompt := self.waiting.next(now_ns)) is not None:
-            if self._run(prompt, devices):
+            if self._run(prompt, devices, now_ns):
                 continue
             passed_over.append(prompt)
             if not self.policy.rotates or len(passed_over) > MAX_PASSED_OVER:
@@ -105,15 +108,28 @@ class Planner:
         if passed_over and not self.policy.recomputes:
             self._preemption.drop_if_stuck(devices)
 
-    def _run(self, prompt: Prompt, devices: list[Device]) -> bool:
+    def _run(self, prompt: Prompt, devices: list[Device], now_ns: int) -> bool:
         """Extend the prompt's turn, or start one where there is room beside what others have claimed."""
         if prompt.turn is not None:
             prompt.turn.is_expiring = not self.turns.extend(prompt)
             return not prompt.turn.is_expiring
         for device in self._by_preference(prompt, devices):
-            if self.turns.start(prompt, device, self._preemption.spare_pages(device)):
+            most_tokens = self._most_tokens(prompt, device, now_ns)
+            if self.turns.start(prompt, device, self._preemption.spare_pages(device), most_tokens):
                 return True
         return False
+
+    def _most_tokens(self, prompt: Prompt, device: Device, now_ns: int) -> int | None:
+        """A prompt that is due has what the floor asks for, and only then competes in fair order again. None:
+        a whole slice."""
+        since_ns = prompt.first_token_ns
+        if since_ns is None or not self.policy.rotates or not self.waiting.is_due(prompt, now_ns):
+            return None
+        return self._floor.turn_tokens(
+            num_read=self._floor.num_read(since_ns, now_ns),
+            num_tokens=len(prompt.output_ids) - prompt.num_restored,
+            step_ns=device.step_ns,
+        )
 
     def _by_preference(self, prompt: Prompt, devices: list[Device]) -> list[Device]:
         """Devices with a free place in the batch: the one that has the prompt's pages, then the emptiest."""

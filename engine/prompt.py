@@ -42,6 +42,7 @@ class Prompt:
     context: Context
     arrival_ns: int
     last_token_ns: int  # of the latest token, or the arrival
+    first_token_ns: int | None = None  # of the first that was sampled here
     turn: Turn | None = None
     finish: FinishReason | None = None
     uncharged_ns: int = 0  # GPU time used in slices that have not ended

@@ -241,6 +241,8 @@ class Scheduler:
             self.planner.waiting.pass_gate(prompt, now_ns)
             self.slice_log.first_token(prompt, now_ns)
             self.needs_plan = True
+        if prompt.first_token_ns is None:
+            prompt.first_token_ns = now_ns
         prompt.output_ids.append(token)
         prompt.last_token_ns = now_ns
         self.counters.output_tokens += 1

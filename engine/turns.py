@@ -92,20 +92,23 @@ class Turns:
         num_tokens = max(1, round(length_ns / device.step_ns))
         return num_tokens if num_waiting else min(num_tokens, GRANT_PAGES * self._store.layout.page_tokens)
 
-    def _until(self, prompt: Prompt, device: Device, start: int) -> int:
+    def _until(self, prompt: Prompt, device: Device, start: int, most_tokens: int | None = None) -> int:
         """The output token up to which a slice from output token `start` lasts."""
         tokens = self._slice_tokens.get(device)
         if tokens is None:
             tokens = self._slice_tokens[device] = self._measure_slice(device)
+        if most_tokens is not None:
+            tokens = min(tokens, max(most_tokens, round(self.floor_ns(device) / device.step_ns)))
         return min(start + tokens, prompt.sampling.max_tokens)
 
     # ------------------------------------------------------------------ turns
 
-    def start(self, prompt: Prompt, device: Device, spare: int) -> bool:
+    def start(self, prompt: Prompt, device: Device, spare: int, most_tokens: int | None) -> bool:
         """Give the prompt a turn on this device, if its pages fit there and `spare` pages are left for turns
-        that run to grow, and for those who have claimed them."""
+        that run to grow, and for those who have claimed them. `most_tokens`: its slice is no longer, if that
+        is worth a switch."""
         sampled = len(prompt.output_ids)
-        until = self._until(prompt, device, sampled)
+        until = self._until(prompt, device, sampled, most_tokens)
         context = prompt.context
         end = self.end_position(prompt, until)
         moves = self._store.prepare(context, device.pool_id, end, spare=spare)

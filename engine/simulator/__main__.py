@@ -85,6 +85,7 @@ def _settings(options: argparse.Namespace) -> PlannerSettings:
         slice_ns=round(config.slice_ms * 1e6),
         min_slice_ns=round(config.min_slice_ms * 1e6),
         gap_ns=round(config.gap_ms * 1e6),
+        floor_tokens_per_s=config.floor_tokens_per_s,
         first_slices=config.first_slices,
         max_model_len=options.max_model_len,
         reserve=MemoryConfig().reserve if options.reserve is None else options.reserve,

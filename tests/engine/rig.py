@@ -25,6 +25,7 @@ def settings(**changes) -> PlannerSettings:
         "first_slices": 4,
         "max_model_len": 200,
         "reserve": 0.1,
+        "floor_tokens_per_s": 25.0,
     }
     return PlannerSettings(**(defaults | changes))
 

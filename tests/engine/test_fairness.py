@@ -29,6 +29,7 @@ SETTINGS = PlannerSettings(
     first_slices=8,
     max_model_len=100_000,
     reserve=0.0,
+    floor_tokens_per_s=25.0,
 )
 ENDLESS = 50_000  # output tokens
 FAIR = pytest.mark.parametrize("policy", ["cfs", "eevdf"])

@@ -20,6 +20,7 @@ SETTINGS = PlannerSettings(
     first_slices=8,
     max_model_len=4096,
     reserve=0.0,
+    floor_tokens_per_s=25.0,
 )
 GPU = Gpu(CostModel(step_ns=10 * MS, decode_ns=0, prefill_ns=0, context_ns=0), 4e12)
 
