@@ -2,9 +2,9 @@
 
     python -m bench.planner [--queued N] [--batch N] [--repeat N]
 
-A plan here is the worst there is: all 64 turns are nearly used up and compete with the queue. Admission is
-what the engine does between the arrival of a `Submit` and the prompt's place in the fair queue; beside it
-stands the time that the built-in byte tokenizer takes for the same prompt.
+A plan here is the worst there is: all 64 turns are used up and exchanged for others. Admission is what the
+engine does between the arrival of a `Submit` and the prompt's place in the fair queue; beside it stands the
+time that the built-in byte tokenizer takes for the same prompt. Times are CPU time of the thread.
 """
 
 import argparse
