@@ -21,8 +21,9 @@ from engine.model_runner.kernels.invariant_linear import invariant_product
 from engine.model_runner.kernels.invariant_step import InvariantKernels
 from engine.model_runner.kernels.linear import LinearProduct
 from engine.model_runner.kernels.prefill import TILE_FIELDS, tile_tokens, tiles_of
+from engine.model_runner.kernels.rotate import rotate
 from engine.model_runner.likeliest import likeliest
-from engine.model_runner.rotary import rotate_once
+from engine.model_runner.rotary import rotate_by, rotate_once
 from engine.model_runner.sampler import sample
 from engine.model_runner.shared_linear import MergeProducts, share_linears
 from engine.model_runner.slot_state import SlotState, upload
@@ -192,6 +193,7 @@ def _make_forward(model: PreTrainedModel, paged: StepBuffers, options: StepOptio
     if not options.compile:
         return forward
     rotate_once(model)
+    rotate_by(model, rotate)
     run: Forward = torch.compile(forward, options=_compile_options(device, options))
 
     def with_marks(ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
