@@ -26,12 +26,13 @@ export class Feed {
   // From the beginning: another key may see more.
   restart() {
     this.#cursor = "0";
+    this.#wait = PERIOD_MS;
     this.#plan(0);
   }
 
   #plan(delay) {
     clearTimeout(this.#timer);
-    if (!document.hidden) this.#timer = setTimeout(() => this.#ask(), delay);
+    if (!document.hidden && delay < Infinity) this.#timer = setTimeout(() => this.#ask(), delay);
   }
 
   async #ask() {
@@ -55,7 +56,7 @@ export class Feed {
   }
 
   #fail(status, message) {
-    this.#wait = Math.min(2 * this.#wait, MAX_WAIT_MS);
+    this.#wait = status === 401 ? Infinity : Math.min(2 * this.#wait, MAX_WAIT_MS); // a key has to come first
     this.#onProblem(status, message);
   }
 }

@@ -11,8 +11,11 @@ const NAMES = {
   clean: "waiting, mirrored",
   mirror: "mirrors",
   lent: "lent",
+  leased: "lent, still empty",
   free: "free",
 };
+
+const nameOf = (part) => (part.of ? `${NAMES[part.kind]} of ${part.of}` : NAMES[part.kind]);
 
 const noteOf = (place) => {
   if (place.kind === "host") return "host memory";
@@ -25,7 +28,7 @@ const totalOf = (pool) => pool.parts.reduce((sum, part) => sum + part.bytes, 0);
 const inWords = (pool) =>
   pool.parts
     .filter((part) => part.bytes > 0)
-    .map((part) => `${NAMES[part.kind]} ${bytes(part.bytes)}`)
+    .map((part) => `${nameOf(part)} ${bytes(part.bytes)}`)
     .join(", ");
 
 function makeCard() {
@@ -62,11 +65,11 @@ function updatePool(node, pool, place) {
   keyed(
     bar,
     pool.parts,
-    (part) => part.kind,
+    nameOf,
     (part) => element("i", { class: `key ${part.kind}` }),
     (segment, part) => {
       segment.style.width = `${(part.bytes / total) * 100}%`;
-      segment.title = `${NAMES[part.kind]}: ${bytes(part.bytes)}`;
+      segment.title = `${nameOf(part)}: ${bytes(part.bytes)}`;
     },
   );
   setText(words, inWords(pool));

@@ -1,6 +1,7 @@
 // Where memory is, out of the server's answer: devices that serve, devices that lend, the host. Sizes in bytes.
 
-const part = (kind, bytes) => ({ kind, bytes: Math.max(0, bytes) });
+// `of` is the model whose pages they are, where there could be several.
+const part = (kind, bytes, of = "") => ({ kind, of, bytes: Math.max(0, bytes) });
 
 function poolOf(state, model, device) {
   const size = model.page_bytes;
@@ -38,22 +39,25 @@ function serving(state) {
   return [...places.values()].sort((a, b) => byName(a.name, b.name));
 }
 
+// A part for each model that keeps mirrors there.
 function mirrorsAt(state, place) {
-  const used = state.models.map((model) => {
+  return state.models.map((model) => {
     const pages = model.tiers.filter((tier) => tier.place === place).reduce((sum, tier) => sum + tier.pages_used, 0);
-    return { label: model.name, bytes: pages * model.page_bytes };
+    return part("mirror", pages * model.page_bytes, state.models.length > 1 ? model.name : "");
   });
-  return used.filter((each) => each.bytes > 0);
 }
+
+const sizeOf = (parts) => parts.reduce((sum, each) => sum + each.bytes, 0);
 
 function lending(state) {
   const idle = state.lenders.filter((lender) => lender.own_segments === null);
   idle.sort((a, b) => byName(a.device, b.device));
   return idle.map((lender) => {
     const total = lender.num_segments * lender.segment_bytes;
-    const used = mirrorsAt(state, lender.device).reduce((sum, each) => sum + each.bytes, 0);
+    const mirrors = mirrorsAt(state, lender.device);
+    const used = sizeOf(mirrors);
     const leased = Object.values(lender.leased).reduce((sum, count) => sum + count, 0) * lender.segment_bytes;
-    const parts = [part("mirror", used), part("lent", leased - used), part("free", total - Math.max(leased, used))];
+    const parts = [...mirrors, part("leased", leased - used), part("free", total - Math.max(leased, used))];
     return { name: lender.device, kind: "lender", recalled: lender.recalled, pools: [{ label: "", parts }] };
   });
 }
@@ -64,8 +68,8 @@ function host(state) {
     return sum + (tier?.pages ?? 0) * model.page_bytes;
   }, 0);
   if (total === 0) return [];
-  const used = mirrorsAt(state, "host").reduce((sum, each) => sum + each.bytes, 0);
-  const parts = [part("mirror", used), part("free", total - used)];
+  const mirrors = mirrorsAt(state, "host");
+  const parts = [...mirrors, part("free", total - sizeOf(mirrors))];
   return [{ name: "host", kind: "host", pools: [{ label: "", parts }] }];
 }
 
