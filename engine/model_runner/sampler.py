@@ -1,9 +1,11 @@
 """Choosing tokens for a whole batch, on any device.
 
 Everything per row is a tensor and on a GPU no shape depends on data, so these functions may be captured in
-a CUDA graph. Rows are treated independently: what a row samples does not depend on its neighbours.
-The order is: penalties, bias and masks on the raw logits, temperature, top-k, top-p, min-p, then a draw by
-the inverse of the cumulative distribution in vocabulary order. Log-probabilities are of the raw logits.
+a CUDA graph. Rows are treated independently: what a row samples does not depend on its neighbours, not even
+by the order in which a device adds up, which follows the shape of the batch: weights are added up as
+integers. The order is: penalties, bias and masks on the raw logits, temperature, top-k, top-p, min-p, then
+a draw by the inverse of the cumulative distribution in vocabulary order. Log-probabilities are of the raw
+logits.
 """
 
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ import torch
 
 _UNIFORM_BITS = 32  # fits float64 with room to spare, so that a product with a total never rounds up to it
 _BLOCK_TOKENS = 512
+_UNITS = 2.0**40  # of which a weight has at most 1: sums over a vocabulary fit int64
 MAX_SHORT_TOP_K = 1024  # up to here the k largest are found without sorting the vocabulary
 
 
@@ -98,26 +101,32 @@ def sample(logits: torch.Tensor, draw: Draw) -> torch.Tensor:
 def draw_by_weight(weights: torch.Tensor, fractions: torch.Tensor) -> torch.Tensor:
     """The first token of each row at which the weights so far exceed this fraction of their sum.
 
-    `weights` is `[n, vocab]`, not negative; `fractions` `[n]` are in [0, 1). First the block of the
+    `weights` is `[n, vocab]`, from 0 to 1; `fractions` `[n]` are in [0, 1). First the block of the
     vocabulary is found, then the token in it, which spares running sums over a whole vocabulary. A row of
     NaN gives some token of the vocabulary: it must not bring down its neighbours.
     """
     vocab = weights.shape[1]
     num_whole = vocab // _BLOCK_TOKENS
     blocks = weights[:, : num_whole * _BLOCK_TOKENS].view(weights.shape[0], num_whole, _BLOCK_TOKENS)
-    whole = blocks.sum(dim=-1)
-    tail = weights[:, num_whole * _BLOCK_TOKENS :].sum(dim=-1, keepdim=True)
-    after = torch.cat([whole, tail], dim=-1).double().cumsum(dim=-1)
+    # So few numbers a sum, of so many sums, a device adds up in one way.
+    whole = _in_units(blocks.sum(dim=-1))
+    tail = _in_units(weights[:, num_whole * _BLOCK_TOKENS :]).sum(dim=-1, keepdim=True)
+    after = torch.cat([whole, tail], dim=-1).cumsum(dim=-1)
     before = torch.cat([torch.zeros_like(after[:, :1]), after[:, :-1]], dim=-1)
-    targets = fractions[:, None] * after[:, -1:]
+    targets = (fractions[:, None] * after[:, -1:]).long()
     block = torch.searchsorted(after, targets, right=True).clamp(max=num_whole)
     tokens = block * _BLOCK_TOKENS + torch.arange(_BLOCK_TOKENS, device=weights.device)
-    inside = weights.gather(1, tokens.clamp(max=vocab - 1)).double() * (tokens < vocab)
+    inside = _in_units(weights.gather(1, tokens.clamp(max=vocab - 1))) * (tokens < vocab)
     reached = inside.cumsum(dim=-1)
     # The two sums of a block differ by rounding: stay below the end, where the weights may be 0.
-    rest = torch.minimum(targets - before.gather(1, block), reached[:, -1:] * (1 - 2.0**-40))
+    rest = torch.minimum(targets - before.gather(1, block), reached[:, -1:] - 1)
     tokens = block * _BLOCK_TOKENS + torch.searchsorted(reached, rest, right=True)
     return tokens.clamp(max=vocab - 1).squeeze(1)
+
+
+def _in_units(weights: torch.Tensor) -> torch.Tensor:
+    """Weights as int64, rounded to the nearest."""
+    return (weights.double() * _UNITS).round_().long()
 
 
 def truncate(scaled: torch.Tensor, truncation: Truncation) -> None:
@@ -129,17 +138,17 @@ def truncate(scaled: torch.Tensor, truncation: Truncation) -> None:
     part = scaled.index_select(0, truncation.rows)
     top_k, top_p = truncation.top_k[:, None], truncation.top_p[:, None]
     peak = part.amax(dim=-1, keepdim=True)
-    mass = torch.zeros_like(peak)
+    mass = torch.zeros_like(peak, dtype=torch.int64)
     if not truncation.is_short:
-        mass = (part - peak).exp_().sum(dim=-1, keepdim=True)
-    ordered = _largest(part, truncation, top_p * mass)
+        mass = _in_units((part - peak).exp_()).sum(dim=-1, keepdim=True)
+    ordered = _largest(part, truncation, top_p * (mass / _UNITS))
     num_candidates = ordered.shape[1]
     limit = torch.where(top_k > 0, top_k, num_candidates).clamp(max=num_candidates)
     kept = ordered.masked_fill(ordered < ordered.gather(1, limit - 1), -torch.inf)
-    weights = (kept - peak).exp_().double()
+    weights = _in_units((kept - peak).exp_())
     cumulative = weights.cumsum(dim=-1)
     total = torch.where(top_k > 0, cumulative[:, -1:], mass)
-    num_kept = (cumulative - weights < top_p * total).sum(dim=-1, keepdim=True)
+    num_kept = (cumulative - weights < top_p.double() * total).sum(dim=-1, keepdim=True)
     last = kept.gather(1, torch.minimum(num_kept, limit).clamp(min=1) - 1)
     last = torch.where((top_k > 0) | (top_p < 1), last, -torch.inf)
     last = torch.maximum(last, peak + truncation.min_p[:, None].log())

@@ -1,5 +1,6 @@
 """The kernels on the device against the definition in fp32, on inputs that are new in every run."""
 
+import itertools
 import random
 
 import pytest
@@ -8,7 +9,14 @@ pytest.importorskip("triton")
 
 import torch
 
-from tests.engine.model_runner.kernels.cases import Case, decode_error, prefill_error
+from tests.engine.model_runner.kernels.cases import (
+    Case,
+    decode_error,
+    invariant_chunked,
+    invariant_decode_error,
+    invariant_prefill_error,
+    prefill_error,
+)
 
 BF16_ERROR = 1e-2
 
@@ -35,6 +43,12 @@ RULES = [
     {"window": 200},
     {"softcap": 20.0},
     {"sinks": True, "window": 128},
+]
+ALL_SHAPES = [
+    {"head_dim": head_dim, "group": group, "page_tokens": page_tokens, **rule}
+    for head_dim, group, page_tokens, rule in itertools.product(
+        (64, 128, 256), range(1, 9), (8, 16, 32, 64), RULES
+    )
 ]
 DECODE = (1, 15, 16, 63, 64, 129, 777, 1024, 4095)
 PREFILL = ((0, 1024), (0, 333), (100, 17), (64, 128), (1000, 1), (511, 300))
@@ -95,3 +109,45 @@ def test_prefill_shapes(shape: dict[str, int]) -> None:
 def test_prefill_fp32() -> None:
     seed = _seed()
     assert prefill_error(Case(PREFILL), "cuda", torch.float32, seed) < 1e-4, f"seed {seed}"
+
+
+def test_some_of_all_shapes_and_rules() -> None:
+    """Others in every run: those above are the same in each."""
+    seed = _seed()
+    rng = random.Random(seed)
+    for shape in rng.sample(ALL_SHAPES, 12):
+        decoding = Case(tuple((rng.randrange(3000), 1) for _ in range(5)), **shape)
+        filling = Case(tuple((rng.randrange(700), rng.randrange(1, 400)) for _ in range(4)), **shape)
+        assert decode_error(decoding, "cuda", torch.bfloat16, seed) < BF16_ERROR, f"seed {seed}: {decoding}"
+        assert prefill_error(filling, "cuda", torch.bfloat16, seed) < BF16_ERROR, f"seed {seed}: {filling}"
+
+
+@pytest.mark.parametrize("rule", RULES[:3], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_batch_invariant(shape: dict[str, int], rule: dict[str, object]) -> None:
+    seed = _seed()
+    decoding = Case(tuple((start, 1) for start in DECODE), **shape, **rule)
+    assert invariant_decode_error(decoding, "cuda", torch.bfloat16, seed) < BF16_ERROR, f"seed {seed}"
+    filling = Case(PREFILL, **shape, **rule)
+    assert invariant_prefill_error(filling, "cuda", torch.bfloat16, seed) < BF16_ERROR, f"seed {seed}"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("rule", RULES[:3], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[5], SHAPES[1], SHAPES[6], SHAPES[11]], ids=str)
+def test_chunks_and_decoding_change_no_bit(
+    shape: dict[str, int], rule: dict[str, object], dtype: torch.dtype
+) -> None:
+    seed = _seed()
+    rng = random.Random(seed)
+    total = 1500
+    chunkings = [(total,), (1,) * 200 + (total - 200,), (total - 300,) + (1,) * 300]
+    for _ in range(6):
+        cuts = sorted(rng.sample(range(1, total), 8))
+        ends = zip([0, *cuts], [*cuts, total], strict=True)
+        chunkings.append(tuple(end - start for start, end in ends))
+    case = Case(((0, total),), **shape, **rule)
+    whole, *others = invariant_chunked(case, "cuda", dtype, seed, chunkings)
+    assert not whole.isnan().any()
+    for sizes, other in zip(chunkings[1:], others, strict=True):
+        assert torch.equal(other, whole), f"seed {seed}: {sizes}"

@@ -38,11 +38,24 @@ class CudaScheduler(Scheduler):
     """Random mixed batches on the GPU."""
 
     def __init__(
-        self, model: PreTrainedModel, *, chunk: int | None, compiled: bool, capture: bool, seed: int = 0
+        self,
+        model: PreTrainedModel,
+        *,
+        chunk: int | None,
+        compiled: bool,
+        capture: bool,
+        seed: int = 0,
+        deterministic: bool = False,
     ) -> None:
         super().__init__(model, chunk=chunk, seed=seed)
         self.pool = self.pool.cuda()
-        options = StepOptions(max_batch=12, max_step_tokens=128, max_model_len=256, compile=compiled)
+        options = StepOptions(
+            max_batch=12,
+            max_step_tokens=128,
+            max_model_len=256,
+            compile=compiled,
+            deterministic=deterministic,
+        )
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         self.executor = CudaExecutor(model.cuda(), self.layout, self.pool, options, stream=stream)
@@ -118,3 +131,13 @@ def test_measures_what_steps_cost() -> None:
     cost = scheduler.executor.measure_cost()
     assert cost.step_ns > 0
     assert cost.context_ns > 0
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2-window", "opt"])
+def test_a_deterministic_model_answers_as_it_should(family: str) -> None:
+    model = tiny_model(tiny_config(family))
+    expected = [generated(model, prompt, 16) for prompt in PROMPTS]
+    paged(model)
+    scheduler = CudaScheduler(model, chunk=9, compiled=True, capture=True, deterministic=True)
+    contexts = scheduler.run(PROMPTS, [GREEDY] * len(PROMPTS))
+    assert [context.output for context in contexts] == expected

@@ -7,6 +7,7 @@ pytest.importorskip("triton")
 import torch
 from torch.nn import functional as F
 
+from engine.model_runner.kernels.invariant_linear import invariant_linear
 from engine.model_runner.kernels.linear import LinearProduct, LinearScratch, Tiling, few_rows_linear
 from tests.engine.model_runner.kernels.cases import relative_error
 
@@ -56,3 +57,20 @@ def test_waits_for_what_it_reads(rows: int) -> None:
         out.fill_(torch.nan)
         graph.replay()
         assert relative_error(out, run(F.linear).float()) < 3e-2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (1000, 200)], ids=str)
+def test_rows_are_the_same_bits_among_any_number_of_others(
+    shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    features, width = shape
+    weight = (torch.randn(features, width, device=CUDA) * width**-0.5).to(dtype)
+    bias = torch.randn(features, dtype=dtype, device=CUDA)
+    x = torch.randn(1500, width, dtype=dtype, device=CUDA)
+    whole = invariant_linear(x, weight, bias)
+    error = relative_error(whole, x.double().mm(weight.double().T).add_(bias))
+    assert error < (1e-4 if dtype == torch.float32 else 5e-3)
+    for rows in (1, 2, 5, 16, 17, 32, 33, 64, 65, 128, 129, 256, 257, 1000, 1024, 1025):
+        assert torch.equal(invariant_linear(x[:rows], weight, bias), whole[:rows]), rows
+        assert torch.equal(invariant_linear(x[-rows:], weight, bias), whole[-rows:]), rows

@@ -1,4 +1,4 @@
-"""These tests run the kernels in Triton's interpreter: TRITON_INTERPRET=1, with triton and numpy < 2.4."""
+"""These tests run the kernels in Triton's interpreter; tests/gpu runs them on a GPU."""
 
 import os
 from pathlib import Path

@@ -12,6 +12,8 @@ CASES = {
     "window": Case(((699, 1), (32, 1), (63, 1)), group=8, page_tokens=32, window=100),
     "odd head dim, softcap": Case(((299, 1), (4, 1)), group=3, head_dim=48, softcap=5.0),
     "sinks over splits": Case(((299, 1), (899, 1)), group=1, page_tokens=64, sinks=True),
+    "head dim 128": Case(((75, 1), (1, 1)), kv_heads=1, group=8, head_dim=128, page_tokens=64, window=33),
+    "head dim 256": Case(((41, 1),), group=1, head_dim=256, page_tokens=8),
     "group of five": Case(((299, 1), (1899, 1)), group=5),
 }
 

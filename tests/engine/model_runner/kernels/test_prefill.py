@@ -11,6 +11,8 @@ CASES = {
     "whole prompt and chunk": Case(((0, 100), (37, 70))),
     "one query head": Case(((0, 5), (200, 1), (130, 33)), kv_heads=1, group=1, page_tokens=32),
     "window": Case(((0, 300), (150, 90)), kv_heads=1, group=7, head_dim=48, window=60),
+    "head dim 128": Case(((0, 17), (33, 31)), kv_heads=1, group=6, head_dim=128, page_tokens=64, window=20),
+    "head dim 256": Case(((7, 29),), kv_heads=1, group=2, head_dim=256, page_tokens=8),
     "softcap and sinks": Case(((0, 130),), group=2, page_tokens=64, softcap=4.0, sinks=True),
 }
 
