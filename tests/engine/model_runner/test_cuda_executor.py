@@ -1,7 +1,4 @@
-"""The CUDA executor without CUDA: kernels in Triton's interpreter, nothing captured, marks from the host.
-
-Run with TRITON_INTERPRET=1, with triton installed and numpy < 2.4.
-"""
+"""The CUDA executor without CUDA: kernels in Triton's interpreter, nothing captured, marks from the host."""
 
 import os
 import time
