@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import ctypes
 import logging
+import os
 import signal
 import sys
 from contextlib import suppress
@@ -68,16 +69,14 @@ class Processes:
     def __init__(self, config_path: str | None, drain_s: float) -> None:
         self._arguments = [] if config_path is None else ["--config", config_path]
         self._drain_s = drain_s
-        self._running: list[asyncio.subprocess.Process] = []
+        self._running: dict[str, asyncio.subprocess.Process] = {}
         self._stop = asyncio.Event()
 
     async def run(self) -> int:
         """Serve until a signal comes or a process ends by itself. Returns the exit status."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal)
-        engine = await self._start("engine")
-        api = await self._start("api")
+        engine, api = await self._start("engine"), await self._start("api")
+        for number in (signal.SIGTERM, signal.SIGINT):  # before, we end by them, and both with us
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
         async with asyncio.TaskGroup() as group:
             ends = [group.create_task(process.wait()) for process in (engine, api)]
             stop = group.create_task(self._stop.wait())
@@ -91,11 +90,13 @@ class Processes:
         return status
 
     def _on_signal(self) -> None:
-        """The first asks; the second does not."""
+        """The first lets requests finish. The second kills the api with its workers, and then the engine,
+        which is told for the second time when the api has ended, does not wait for its prompts either."""
         if self._stop.is_set():
-            for process in self._running:
-                with suppress(ProcessLookupError):
-                    process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(self._running["api"].pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                self._running["engine"].terminate()
         self._stop.set()
 
     async def _start(self, module: str) -> asyncio.subprocess.Process:
@@ -107,7 +108,7 @@ class Processes:
             start_new_session=True,
             preexec_fn=die_with_us,
         )
-        self._running.append(process)
+        self._running[module] = process
         return process
 
 

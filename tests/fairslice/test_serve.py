@@ -1,8 +1,11 @@
 """`fairslice serve` as a process tree: one stop for all, and none left behind."""
 
 import asyncio
+import json
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -49,24 +52,67 @@ def has_ended(pid: int) -> bool:
     return not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"
 
 
-def test_serves_and_ends_with_all_its_processes_on_sigterm(tmp_path: Path) -> None:
-    config = tmp_path / "fairslice.toml"
-    config.write_text(CONFIG.format(socket=tmp_path / "engine.sock"))
+@asynccontextmanager
+async def serving(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
+    """The process and its port, once the model is ready."""
+    config = folder / "fairslice.toml"
+    config.write_text(CONFIG.format(socket=folder / "engine.sock"))
+    process = await start(config)
+    try:
+        assert process.stdout is not None
+        assert "tiny is ready" in (await process.stdout.readuntil(b"curl -N")).decode()
+        command = (await process.stdout.readline()).decode()
+        yield process, int(command.split("127.0.0.1:")[1].split("/")[0])
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
 
+
+async def open_stream(
+    port: int, num_tokens: int, n: int = 1
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A stream of which the first tokens have come."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    fields = {"model": "tiny", "prompt": "x", "max_tokens": num_tokens, "n": n}
+    fields |= {"ignore_eos": True, "stream": True}
+    body = json.dumps(fields).encode()
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n")
+    writer.write(b"content-length: %d\r\n\r\n%b" % (len(body), body))
+    await reader.readuntil(b"data: ")
+    return reader, writer
+
+
+def test_a_stop_lets_streams_finish_and_leaves_no_process(tmp_path: Path) -> None:
     async def test() -> None:
-        process = await start(config)
-        try:
-            assert process.stdout is not None
-            assert "tiny is ready" in (await process.stdout.readuntil(b"curl -N")).decode()
+        async with serving(tmp_path) as (process, port):
             tree = descendants(process.pid)
             assert len(tree) >= 5  # engine, its loop, its runner; api, its worker
+            reader, writer = await open_stream(port, 200)
             process.send_signal(signal.SIGTERM)
+            assert (await reader.read()).count(b"[DONE]") == 1
+            writer.close()
             _, errors = await process.communicate()
             assert process.returncode == 0, errors
             await until(lambda: all(map(has_ended, tree)))
-        finally:
-            if process.returncode is None:
-                process.kill()
+
+    run_for(test(), 120)
+
+
+def test_a_second_signal_waits_for_nobody(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(tmp_path) as (process, port):
+            tree = descendants(process.pid)
+            reader, writer = await open_stream(port, 250, n=100)
+            process.send_signal(signal.SIGTERM)
+            assert process.stderr is not None
+            await process.stderr.readuntil(b"shutting down")
+            process.send_signal(signal.SIGINT)
+            assert b"[DONE]" not in await reader.read()
+            writer.close()
+            await process.communicate()
+            assert process.returncode == 0
+            await until(lambda: all(map(has_ended, tree)), 30)
 
     run_for(test(), 120)
 
