@@ -20,11 +20,13 @@ class Preemption:
         self._waiting = waiting
         self._turns = turns
         self._victims: dict[Device, list[Prompt]] = {}  # who may be ended in the plan being made
+        self._refused: set[tuple[Device, str]] = set()  # tenants of which one deserved nobody's place in it
 
     def begin_plan(self, devices: Iterable[Device]) -> None:
         """Nobody has claimed anything yet."""
         self.claims = dict.fromkeys(devices, 0)
         self._victims.clear()
+        self._refused.clear()
 
     def spare_pages(self, device: Device) -> int:
         """Pages that a turn started now has to leave: a reserve for turns to grow, while there are some, and
@@ -38,10 +40,14 @@ class Preemption:
 
     def claim_room(self, prompt: Prompt, now_ns: int) -> None:
         """End as many turns as a waiting prompt needs room, if it deserves their place, and keep that room
-        for it. A prompt that is due deserves any, and keeps what is free even if nobody can make way yet."""
+        for it. A prompt that is due deserves any, and keeps what is free even if nobody can make way yet.
+        Where one was refused, those of its tenant that come after it in fair order need not ask."""
         is_due = self._waiting.is_due(prompt, now_ns)
         home = prompt.context.home
         device = min(self.claims, key=lambda d: (d.pool_id != home, len(d.running), d.pool_id))
+        tenant = prompt.task.tenant
+        if not is_due and (device, tenant) in self._refused:
+            return
         end = self._turns.end_position(prompt, len(prompt.output_ids) + 1)
         needed = self._store.pages_needed(prompt.context, device.pool_id, end)
         short = needed + self.claims[device] + self._turns.reserve_pages(device)
@@ -59,6 +65,8 @@ class Preemption:
                 break
         if has_claim:
             self.claims[device] += needed
+        elif short > 0 or needs_slot:
+            self._refused.add((device, tenant))
 
     def make_way(self, device: Device) -> None:
         """A running prompt found no page to go on, and nobody waits whose turn it could be: under a policy
