@@ -213,9 +213,10 @@ def _compile_options(device: torch.device, options: StepOptions) -> dict[str, An
     if can_chain(device) and hasattr(torch._inductor.config.triton, "enable_pdl"):
         chosen["triton.enable_pdl"] = True  # as our own kernels do, see `kernels.chain`
     if options.deterministic:
-        # How reductions are tiled decides their order: no choice by timing, which another start would repeat
-        # with another outcome.
+        # How reductions are tiled decides their order: no choice by timing, nor by the size of a batch.
         chosen["deterministic"] = True
+        if hasattr(torch._inductor.config, "batch_invariant"):
+            chosen["batch_invariant"] = True
     return chosen
 
 

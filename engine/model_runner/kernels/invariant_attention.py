@@ -379,7 +379,7 @@ def invariant_attention(
         SOFTCAP=softcap is not None,
         PRECISION="tf32x3" if query.dtype == torch.float32 else "tf32",
         num_warps=8 if wide else 4,
-        num_stages=2,
+        num_stages=2 if wide else 3,
     )
 
 
