@@ -8,6 +8,7 @@ and to start again would not help.
 
 import asyncio
 import ctypes
+import gc
 import itertools
 import logging
 import secrets
@@ -45,6 +46,7 @@ from engine.stats import collect_samples, collect_status
 
 log = logging.getLogger("fairslice.engine")
 
+GC_THRESHOLDS = (20_000, 20, 50)  # a full collection over thousands of prompts takes as long as several steps
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 INTEGRITY_CHECK_S = 60.0
 TICK_S = 0.25
@@ -77,6 +79,7 @@ class Engine:
         """Serve until told to stop. Raises CannotServe, SocketTaken."""
         loop = asyncio.get_running_loop()
         self._make_regions()
+        gc.freeze()  # what is loaded by now stays: no collection need look at it again
         server = await self._frontend.listen(self._config.socket_path)
         try:
             async with asyncio.TaskGroup() as group:
@@ -273,6 +276,7 @@ def follow_supervisor() -> None:
 
 def main() -> int:
     """Run the engine as `sys.argv` says. Returns the exit status."""
+    gc.set_threshold(*GC_THRESHOLDS)
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(name)s: %(message)s")
     follow_supervisor()
     path = sys.argv[2] if sys.argv[1:2] == ["--config"] else None

@@ -5,6 +5,7 @@ Exit status: 0 after Shutdown or when the engine is gone, 1 after a Fault, 2 aft
 """
 
 import ctypes
+import gc
 import logging
 import signal
 import socket
@@ -85,6 +86,7 @@ def serve(mailbox: Mailbox, descriptors: socket.socket) -> int:
         device = open_device(load.device, threads=load.threads)
         with get_ready(device, load, mailbox, descriptors) as runner:
             is_ready = True
+            gc.freeze()  # a collection over all that torch and transformers have loaded takes many steps' time
             runner.run()
     except (EOFError, ShutdownWished):
         return 0
