@@ -86,7 +86,7 @@ def serve(mailbox: Mailbox, descriptors: socket.socket) -> int:
         device = open_device(load.device, threads=load.threads)
         with get_ready(device, load, mailbox, descriptors) as runner:
             is_ready = True
-            gc.freeze()  # a collection over all that torch and transformers have loaded takes many steps' time
+            gc.freeze()  # a collection over all that torch and transformers loaded takes many steps
             runner.run()
     except (EOFError, ShutdownWished):
         return 0
