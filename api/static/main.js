@@ -5,7 +5,7 @@ import { Feed } from "./feed.js";
 import { MemoryMap } from "./memory.js";
 import { updateLegend, updateQueue } from "./queue.js";
 import { key, setKey } from "./session_key.js";
-import { updateSlicesTable } from "./slices_table.js";
+import { connectSlicesTable, updateSlicesTable } from "./slices_table.js";
 import { Store } from "./store.js";
 import { Tiles } from "./tiles.js";
 import { Timeline } from "./timeline.js";
@@ -68,4 +68,5 @@ byId("forget").addEventListener("click", () => {
 });
 
 connectControls(timeline, store);
+connectSlicesTable(store);
 feed.start();

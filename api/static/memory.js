@@ -19,7 +19,8 @@ const nameOf = (part) => (part.of ? `${NAMES[part.kind]} of ${part.of}` : NAMES[
 
 const noteOf = (place) => {
   if (place.kind === "host") return "host memory";
-  if (place.kind === "lender") return place.recalled ? `lends, ${plural(place.recalled, "segment")} recalled` : "lends";
+  const recalled = place.recalled ? `, ${plural(place.recalled, "segment")} recalled` : "";
+  if (place.kind === "lender") return `lends${recalled}`;
   return place.isUp ? `${place.running} of ${place.batch} places` : "its runner is being started again";
 };
 

@@ -34,19 +34,21 @@ function tenantsOf(store) {
 
 function makeRow() {
   const bar = element("div", { class: "share", "aria-hidden": "true" }, element("i"), element("b"));
+  const counts = element("span", { class: "counts" });
   return element(
     "tr",
     {},
     element("th", { scope: "row" }, element("i", { class: "swatch own" }), element("span")),
     element("td", { class: "number" }),
     element("td", { class: "wide" }, bar, element("span")),
-    element("td", {}, element("span", { class: "pips", "aria-hidden": "true" }), element("span", { class: "counts" })),
+    element("td", {}, element("span", { class: "pips", "aria-hidden": "true" }), counts),
   );
 }
 
 function updateRow(node, row, index, isAlone) {
   const [name, weight, share, prompts] = node.children;
-  node.style.setProperty("--own", row.name === "" ? "var(--others)" : isAlone ? "var(--accent)" : `var(--t${index % 8})`);
+  const colour = row.name === "" ? "others" : isAlone ? "accent" : `t${index % 8}`;
+  node.style.setProperty("--own", `var(--${colour})`);
   setText(name.lastChild, row.name === "" ? "all others" : row.name);
   setText(weight, row.weight === null ? none : digits(row.weight));
   const [bar, text] = share.children;

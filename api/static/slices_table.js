@@ -1,14 +1,22 @@
-// The latest slices as a table, for those who do not see pictures. Filled only while it is open and the timeline
-// is not paused.
+// The latest slices as a table, for those who do not see pictures. It is filled when it is opened, and then with
+// every answer unless the timeline is paused.
 
 import { byId, element, keyed, setText } from "./dom.js";
 import { duration } from "./format.js";
 
 const MAX_ROWS = 50;
 
+const details = byId("slices-table");
+
+export function connectSlicesTable(store) {
+  details.addEventListener("toggle", () => details.open && fill(store));
+}
+
 export function updateSlicesTable(store) {
-  const details = byId("slices-table");
-  if (!details.open || store.keepsAll) return;
+  if (details.open && !store.keepsAll) fill(store);
+}
+
+function fill(store) {
   keyed(
     details.querySelector("tbody"),
     store.ended.slice(-MAX_ROWS).reverse(),
@@ -16,7 +24,8 @@ export function updateSlicesTable(store) {
     () => element("tr", {}, ...Array.from({ length: 7 }, () => element("td"))),
     (row, slice) => {
       const { prompt, tenant, device, start, end, prefilled, sampled, fate } = slice;
-      const texts = [prompt || "", tenant || "another", device, duration((end - start) / 1000), prefilled, sampled, fate];
+      const length = duration((end - start) / 1000);
+      const texts = [prompt || "", tenant || "another", device, length, prefilled, sampled, fate];
       texts.forEach((text, index) => setText(row.children[index], String(text)));
     },
   );

@@ -13,7 +13,7 @@ const latencyTile = (name, label) => ({
   read: (store) => store.latency(name, 0.5),
 });
 
-const busyPart = (store) => {
+const idlePart = (store) => {
   const past = store.before(2000);
   const busy = store.last.busy - past.busy;
   const idle = store.last.idle - past.idle;
@@ -38,7 +38,7 @@ const TILES = [
   {
     label: "Preemptions per second",
     value: (store) => orNone(store.rate((sample) => sample.preemptions), digits),
-    note: (store) => `device idle with work queued: ${orNone(busyPart(store), percent)}`,
+    note: (store) => `device idle with work queued: ${orNone(idlePart(store), percent)}`,
     points: (store) => store.rates((sample) => sample.preemptions),
   },
   {
@@ -61,7 +61,8 @@ export class Tiles {
       const value = element("strong", {}, none);
       const note = element("span", {}, "\u00a0");
       const spark = newSparkline();
-      parent.append(element("div", { class: "tile" }, element("dt", {}, tile.label), element("dd", {}, value, note), spark));
+      const words = [element("dt", {}, tile.label), element("dd", {}, value, note)];
+      parent.append(element("div", { class: "tile" }, ...words, spark));
       return { ...tile, value, show: tile.value, note, tell: tile.note, spark, history: [] };
     });
   }

@@ -192,7 +192,9 @@ export function describe(slice) {
   const parts = [length];
   if (slice.prefilled > 0) parts.push(`${slice.prefilled} prefilled`);
   if (slice.sampled > 0) parts.push(`${slice.sampled} sampled`);
-  if (slice.firstToken !== null) parts.push(`first token after ${duration((slice.firstToken - slice.arrival) / 1000)}`);
+  if (slice.firstToken !== null) {
+    parts.push(`first token after ${duration((slice.firstToken - slice.arrival) / 1000)}`);
+  }
   if (slice.fate !== null) parts.push(ENDS[slice.fate]);
   return `Prompt ${slice.prompt} of ${slice.tenant} on ${slice.device}: ${parts.join(", ")}`;
 }

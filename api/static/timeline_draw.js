@@ -115,7 +115,7 @@ function drawLife(context, plan, row, colours) {
   line(context, plan.xOf(row.from), y, plan.xOf(row.to ?? plan.to), y);
 }
 
-// Rectangles are gathered by colour first: to change it is what costs. Marks come after bodies, so they are on top.
+// Rectangles are gathered by colour first: to change it is what costs. Marks come after bodies, on top.
 function drawSlices(context, plan, colours, tenants) {
   const bodies = new Map();
   const marks = new Map();

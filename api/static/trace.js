@@ -29,7 +29,8 @@ export function traceOf(slices, samples, now) {
 function named(slice) {
   const { model, tenant, prompt, prefilled, sampled, fate } = slice;
   const name = prompt === 0 ? "another tenant" : `prompt ${prompt}`;
-  return { name, cat: tenant || "others", args: { model, tenant, prompt, prefilled, sampled, end: fate ?? "in force" } };
+  const args = { model, tenant, prompt, prefilled, sampled, end: fate ?? "in force" };
+  return { name, cat: tenant || "others", args };
 }
 
 function counters(samples, at) {

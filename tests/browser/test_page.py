@@ -192,6 +192,10 @@ def test_everything_is_reached_and_used_by_keys(chromium: str, scene: Scene) -> 
         assert await page.run("document.getElementById('pause').getAttribute('aria-pressed')") == "true"
         await page.press("ArrowRight")
         assert (await page.run(text_of("detail"))).startswith("Prompt ")
+        await page.run(
+            "document.getElementById('slices-table').open = true"
+        )  # filled though time stands still
+        await page.until("document.querySelectorAll('#slices-table tbody tr').length > 0")
         await page.press("Escape")
         assert await page.run(text_of("detail")) == ""
         await page.press(" ")
