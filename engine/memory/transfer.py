@@ -6,9 +6,8 @@ complete; and until then the engine gives neither its source nor its destination
 """
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -51,20 +50,31 @@ class Transfers(Protocol):
         """Drop what has not begun, finish what has."""
 
 
-class MoveQueue:
+class HasUrgency(Protocol):
+    """A move, or what stands for one."""
+
+    @property
+    def urgent(self) -> bool:
+        """Whether it goes before those that are not."""
+
+
+Queued = TypeVar("Queued", bound=HasUrgency)
+
+
+class MoveQueue(Generic[Queued]):
     """Moves waiting for one link: urgent ones first, in order of arrival otherwise."""
 
     def __init__(self) -> None:
-        self._urgent: deque[Move] = deque()
-        self._others: deque[Move] = deque()
+        self._urgent: deque[Queued] = deque()
+        self._others: deque[Queued] = deque()
 
     def __len__(self) -> int:
         return len(self._urgent) + len(self._others)
 
-    def push(self, move: Move) -> None:
+    def push(self, move: Queued) -> None:
         (self._urgent if move.urgent else self._others).append(move)
 
-    def pop(self) -> Move:
+    def pop(self) -> Queued:
         return (self._urgent or self._others).popleft()
 
     def clear(self) -> None:
@@ -84,9 +94,9 @@ class PageRuns:
         return len(self.counts)
 
 
-def page_runs(src_pages: Sequence[int], dst_pages: Sequence[int]) -> PageRuns:
+def page_runs(src_pages: npt.ArrayLike, dst_pages: npt.ArrayLike) -> PageRuns:
     """Join neighbours, in order. Both lists have the same length."""
-    src, dst = np.array(src_pages, dtype=np.int64), np.array(dst_pages, dtype=np.int64)
+    src, dst = np.asarray(src_pages, dtype=np.int64), np.asarray(dst_pages, dtype=np.int64)
     assert src.shape == dst.shape, "as many pages to write as to read"
     follows = (np.diff(src) == 1) & (np.diff(dst) == 1)
     starts = np.flatnonzero(np.concatenate(([True], ~follows))) if len(src) else np.zeros(0, dtype=np.int64)

@@ -22,7 +22,7 @@ class Link:
 
     delay_ns: int
     ns_per_byte: float
-    queue: MoveQueue = field(default_factory=MoveQueue)
+    queue: MoveQueue[Move] = field(default_factory=MoveQueue)
     current: Move | None = None
     start_ns: int = 0
     due_ns: int = 0

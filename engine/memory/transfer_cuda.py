@@ -1,11 +1,10 @@
 # mypy: allow-untyped-calls
 """Moves between the pools of GPUs and the host, on streams of their own beside the computing.
 
-Copy engines make them wherever they are fast enough, because they take nothing from the compute but memory
-bandwidth. A kernel, however small, occupies multiprocessors for which steps wait whose kernels are sized for
-the whole GPU: it is for times in which the compute stream has nothing to do, when it is the faster one, and
-for pages too small for the copy engines. Host moves belong to the copy engines always. docs/benchmarks.md has
-the figures.
+Copy engines make them: alone they are the fastest way for large pages, and they take nothing from the compute
+but memory bandwidth. A kernel, however small, occupies multiprocessors for which steps wait whose kernels are
+sized for the whole GPU: it is for small scattered pages between GPUs, while the compute stream has nothing to
+do. docs/benchmarks.md has the figures.
 
 No page is read before its move is complete, and none is written or freed while anything may read it:
 
@@ -27,6 +26,7 @@ So moves need no event of the compute stream, and a mirror does not wait for the
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from time import monotonic_ns
 
 import numpy as np
 import torch
@@ -35,36 +35,35 @@ from cuda.bindings import runtime
 from engine.memory.cuda_calls import unwrap
 from engine.memory.cuda_copy import BatchCopy
 from engine.memory.transfer import CompletedMove, PageRuns, TransferError, page_runs
-from engine.memory.transfer_lanes import Batch, Lane
+from engine.memory.transfer_lanes import Batch, Lane, ListedMove, Lookahead, PageList
 from engine.messages import Move
 
 MovePages = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], None]
 """Copy pages: source and destination pool int32 `[pages, words]`, page lists int32 `[n]`, and the number of
 programs to use; on the current stream."""
 
-# A batch is known to be complete as a whole: a millisecond of a link between GPUs, two of that to the host.
-BATCH_PEER_BYTES, BATCH_HOST_BYTES, BATCH_PAGES = 2**28, 2**27, 4096
+# A batch is known to be complete as a whole, and whatever else uses a copy engine may wait for one. It is
+# about half a millisecond of its link.
+BATCH_PEER_BYTES, BATCH_HOST_BYTES, BATCH_PAGES = 2**28, 2**25, 4096
 
-# How far the device may be behind: a step of tens of milliseconds passes between two looks of the runner's
-# loop. Kernels are launched while nothing computes, when the loop looks often; few, for a step may begin.
-AHEAD_PEER_BYTES, AHEAD_HOST_BYTES, AHEAD_KERNEL_BYTES = 2**34, 2**31, 2**29
+# How far the device may be behind, at least and at most: a step of tens of milliseconds may pass between two
+# looks of the runner's loop. Kernels are launched while nothing computes, when it looks often; few at a time,
+# for a step may begin.
+AHEAD_PEER_BYTES, AHEAD_HOST_BYTES, AHEAD_KERNEL_BYTES = (2**32, 2**34), (2**27, 2**31), 2**29
+
+PEER_BYTES_PER_S, HOST_BYTES_PER_S = 2**39, 2**36  # a little more than links have
 
 TURN_COPIES = 2048  # launched at one look, or little more, so that launching does not hold up the next step
 
 
 @dataclass(frozen=True, slots=True)
 class MoveTuning:
-    """Who moves pages between GPUs.
-
-    While something computes, the copy engines, unless their copies would be of less than `engine_run_bytes`
-    on the average; then the kernel, with `busy_programs`. While nothing does, the kernel with
-    `idle_programs`; if that is None, as while something does. A path's copies are spread over `copy_streams`.
+    """Who moves pages between GPUs: the kernel, with so many programs, if nothing computes and the copies of
+    a batch would be of less than `engine_run_bytes` on the average; else the copy engines.
     """
 
     engine_run_bytes: int = 2**19
-    busy_programs: int = 4
-    idle_programs: int | None = 32
-    copy_streams: int = 1
+    kernel_programs: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,24 +93,15 @@ class Path(Enum):
 
 @dataclass(slots=True)
 class PathLane:
-    """A lane and its streams: copies take turns on them, kernels are all on the first."""
+    """A lane, its stream, and in what amounts it is launched."""
 
     lane: Lane
-    streams: list[torch.cuda.Stream]
-    is_host: bool
-    num_copies: int = 0
+    stream: torch.cuda.Stream
+    lookahead: Lookahead
+    batch_bytes: int
 
-    @property
-    def ahead_bytes(self) -> int:
-        return AHEAD_HOST_BYTES if self.is_host else AHEAD_PEER_BYTES
-
-    @property
-    def batch_bytes(self) -> int:
-        return BATCH_HOST_BYTES if self.is_host else BATCH_PEER_BYTES
-
-    def next_stream(self) -> torch.cuda.Stream:
-        self.num_copies += 1
-        return self.streams[self.num_copies % len(self.streams)]
+    def batch_pages(self, page_bytes: int) -> int:
+        return max(1, min(self.batch_bytes // page_bytes, BATCH_PAGES))
 
 
 class CudaTransfers:
@@ -132,7 +122,7 @@ class CudaTransfers:
         self._move_pages = move_pages
         self._copy_batch = copy_batch
         self._tuning = tuning or MoveTuning()
-        self._lanes = {path: self._make_lane(path) for path in Path}
+        self._lanes = {path: _make_lane(path, device) for path in Path}
         self._num_open = 0
 
     @property
@@ -144,32 +134,27 @@ class CudaTransfers:
 
     def submit(self, move: Move) -> None:
         """Queue a move; `completed` launches it."""
-        for pool, pages in ((move.src_pool, move.src_pages), (move.dst_pool, move.dst_pages)):
-            if pool not in self.pools or max(pages, default=0) >= len(self.pools[pool].pages):
+        listed = ListedMove.of(move)
+        for pool, pages in ((move.src_pool, listed.src_pages), (move.dst_pool, listed.dst_pages)):
+            if pool not in self.pools or pages.max(initial=0) >= len(self.pools[pool].pages):
                 raise TransferError(f"move {move.move_id} is of pages that pool {pool} does not have")
         self._num_open += 1
-        self._lanes[self._path(move)].lane.push(move)
+        self._lanes[self._path(move)].lane.push(listed)
 
     def completed(self) -> list[CompletedMove]:
         """Take what has arrived, then launch what is waiting."""
         done = [move for each in self._lanes.values() for move in each.lane.completed()]
         self._num_open -= len(done)
-        room = TURN_COPIES
+        room, now_ns = TURN_COPIES, monotonic_ns()
         for each in self._lanes.values():
+            each.lookahead.look(now_ns)
             room -= self._fill(each, room)
         return done
 
     def close(self) -> None:
         for each in self._lanes.values():
             each.lane.clear()
-            for stream in each.streams:
-                stream.synchronize()
-
-    def _make_lane(self, path: Path) -> PathLane:
-        is_host = path in (Path.HOST_IN, Path.HOST_OUT)
-        num_streams = 1 if is_host else self._tuning.copy_streams
-        streams = [_own_stream(self._device) for _ in range(num_streams)]
-        return PathLane(Lane(), streams, is_host)
+            each.stream.synchronize()
 
     def _path(self, move: Move) -> Path:
         src, dst = self.pools[move.src_pool], self.pools[move.dst_pool]
@@ -183,30 +168,28 @@ class CudaTransfers:
         """Launch batches until the lane is ahead enough, or they are `room` copies; how many they were."""
         lane, num_copies = path_lane.lane, 0
         while num_copies < room and lane.has_waiting:
-            is_idle = (
-                not path_lane.is_host and self._tuning.idle_programs is not None and self._compute.query()
-            )
-            if lane.ahead_bytes >= (AHEAD_KERNEL_BYTES if is_idle else path_lane.ahead_bytes):
+            by_kernel = self._may_use_kernel(lane.peek())
+            if lane.ahead_bytes >= (AHEAD_KERNEL_BYTES if by_kernel else path_lane.lookahead.ahead_bytes):
                 break
-            page_bytes = self.pools[lane.peek().src_pool].page_bytes
-            batch = lane.take(max(1, min(path_lane.batch_bytes // page_bytes, BATCH_PAGES)))
-            pages = batch.page_lists()
+            page_bytes = self.pools[lane.peek().move.src_pool].page_bytes
+            batch = lane.take(path_lane.batch_pages(page_bytes))
+            num_bytes, pages = batch.num_pages * page_bytes, batch.page_lists()
             runs = page_runs(*pages)
-            programs = self._tuning.idle_programs
-            if not is_idle:
-                run_bytes = batch.num_pages * page_bytes // len(runs)
-                is_short = not path_lane.is_host and run_bytes < self._tuning.engine_run_bytes
-                programs = self._tuning.busy_programs if is_short else None
-            stream = path_lane.next_stream() if programs is None else path_lane.streams[0]
-            with torch.cuda.stream(stream):
+            with torch.cuda.stream(path_lane.stream):
                 start = _mark()
-                if programs is None:
-                    self._copy(batch, runs, stream)
-                    num_copies += len(runs)
+                if by_kernel and num_bytes < self._tuning.engine_run_bytes * len(runs):
+                    self._copy_by_kernel(batch, pages)
                 else:
-                    self._copy_by_kernel(batch, pages, programs)
-                lane.launch(batch, batch.num_pages * page_bytes, start, _mark())
+                    self._copy(batch, runs, path_lane.stream)
+                    num_copies += len(runs)
+                lane.launch(batch, num_bytes, start, _mark())
         return num_copies
+
+    def _may_use_kernel(self, listed: ListedMove) -> bool:
+        """Whether the pages are small ones between GPUs and nothing computes."""
+        src, dst = (self.pools[pool] for pool in listed.pools)
+        is_small = src.page_bytes < self._tuning.engine_run_bytes
+        return is_small and not src.is_host and not dst.is_host and self._compute.query()
 
     def _copy(self, batch: Batch, runs: PageRuns, stream: torch.cuda.Stream) -> None:
         src, dst = (self.pools[pool] for pool in batch.pools)
@@ -218,14 +201,22 @@ class CudaTransfers:
             stream.cuda_stream,
         )
 
-    def _copy_by_kernel(self, batch: Batch, pages: tuple[list[int], list[int]], programs: int) -> None:
+    def _copy_by_kernel(self, batch: Batch, pages: tuple[PageList, PageList]) -> None:
         """The page lists on the device begin at multiples of 16 bytes: the kernel was compiled for that."""
         count = batch.num_pages
-        lists = np.zeros((2, -(-count // 4) * 4), dtype=np.int32)
-        lists[:, :count] = pages
-        sent = torch.from_numpy(lists).pin_memory().to(self._device, non_blocking=True)
+        lists = torch.empty(2, -(-count // 4) * 4, dtype=torch.int32, pin_memory=True)
+        lists.numpy()[:, :count] = pages
+        sent = lists.to(self._device, non_blocking=True)
         src, dst = (self.pools[pool].pages.view(torch.int32) for pool in batch.pools)
-        self._move_pages(src, dst, sent[0, :count], sent[1, :count], programs)
+        self._move_pages(src, dst, sent[0, :count], sent[1, :count], self._tuning.kernel_programs)
+
+
+def _make_lane(path: Path, device: torch.device) -> PathLane:
+    if path in (Path.HOST_IN, Path.HOST_OUT):
+        lookahead = Lookahead(HOST_BYTES_PER_S, *AHEAD_HOST_BYTES)
+        return PathLane(Lane(), _own_stream(device), lookahead, BATCH_HOST_BYTES)
+    lookahead = Lookahead(PEER_BYTES_PER_S, *AHEAD_PEER_BYTES)
+    return PathLane(Lane(), _own_stream(device), lookahead, BATCH_PEER_BYTES)
 
 
 def _mark() -> torch.cuda.Event:

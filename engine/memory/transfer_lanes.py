@@ -3,7 +3,7 @@
 What has been launched cannot be overtaken, and launching takes the time of the runner's loop. So only so much
 is launched ahead, and the rest waits in a queue in which urgent moves go first. Contexts are of all sizes: a
 large move is cut, so that what is launched ahead can be kept in bounds, and small ones go together, because a
-launch has a price of its own.
+launch has a price of its own. Page lists are arrays, which are cut and joined at little cost per page.
 """
 
 from collections import deque
@@ -11,8 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from engine.memory.transfer import CompletedMove, MoveQueue
 from engine.messages import Move
+
+PageList = npt.NDArray[np.int32]
+"""Numbers of pages, `[n]`."""
 
 
 class Mark(Protocol):
@@ -26,16 +32,38 @@ class Mark(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ListedMove:
+    """A move, its pages as arrays."""
+
+    move: Move
+    src_pages: PageList
+    dst_pages: PageList
+
+    @classmethod
+    def of(cls, move: Move) -> "ListedMove":
+        return cls(move, np.array(move.src_pages, dtype=np.int32), np.array(move.dst_pages, dtype=np.int32))
+
+    @property
+    def urgent(self) -> bool:
+        return self.move.urgent
+
+    @property
+    def pools(self) -> tuple[int, int]:
+        """Source and destination."""
+        return self.move.src_pool, self.move.dst_pool
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """Pages `first .. first + num_pages - 1` of the lists of a move."""
 
-    move: Move
+    listed: ListedMove
     first: int
     num_pages: int
 
     @property
     def is_last(self) -> bool:
-        return self.first + self.num_pages == len(self.move.src_pages)
+        return self.first + self.num_pages == len(self.listed.src_pages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +75,19 @@ class Batch:
     @property
     def pools(self) -> tuple[int, int]:
         """Source and destination."""
-        move = self.pieces[0].move
-        return move.src_pool, move.dst_pool
+        return self.pieces[0].listed.pools
 
     @property
     def num_pages(self) -> int:
         return sum(piece.num_pages for piece in self.pieces)
 
-    def page_lists(self) -> tuple[list[int], list[int]]:
+    def page_lists(self) -> tuple[PageList, PageList]:
         """Source and destination pages of all pieces."""
-        src_pages: list[int] = []
-        dst_pages: list[int] = []
-        for piece in self.pieces:
-            part = slice(piece.first, piece.first + piece.num_pages)
-            src_pages += piece.move.src_pages[part]
-            dst_pages += piece.move.dst_pages[part]
-        return src_pages, dst_pages
+        parts = [(each.listed, slice(each.first, each.first + each.num_pages)) for each in self.pieces]
+        return (
+            np.concatenate([listed.src_pages[part] for listed, part in parts]),
+            np.concatenate([listed.dst_pages[part] for listed, part in parts]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +98,33 @@ class _Launched:
     end: Mark
 
 
+class Lookahead:
+    """How much is to be launched on a link for it to last until the look after the next.
+
+    Looks are a step apart while the runner computes, and next to nothing while it does not. What is launched
+    without need would only be in the way of what is more urgent.
+    """
+
+    def __init__(self, bytes_per_s: int, at_least: int, at_most: int) -> None:
+        self._bytes_per_s = bytes_per_s
+        self._at_least, self._at_most = at_least, at_most
+        self._looked_ns: int | None = None
+        self.ahead_bytes = at_least  # to be ahead after a look
+
+    def look(self, now_ns: int) -> None:
+        """Note that the runner looks at its moves. A long pause is forgotten slowly: another may follow."""
+        pause_ns = 0 if self._looked_ns is None else now_ns - self._looked_ns
+        self._looked_ns = now_ns
+        wanted_bytes = max(2 * pause_ns * self._bytes_per_s // 10**9, self.ahead_bytes * 7 // 8)
+        self.ahead_bytes = min(max(wanted_bytes, self._at_least), self._at_most)
+
+
 class Lane:
     """Moves of one path. One that has begun is launched to its end before the next one begins."""
 
     def __init__(self) -> None:
-        self._queue = MoveQueue()
-        self._current: Move | None = None
+        self._queue: MoveQueue[ListedMove] = MoveQueue()
+        self._current: ListedMove | None = None
         self._num_taken = 0  # pages of the current move
         self._launched: deque[_Launched] = deque()
         self._duration_ms = 0.0  # of the oldest launched move: of its pieces that have arrived
@@ -89,12 +135,12 @@ class Lane:
         """Whether `take` has something to give."""
         return self._current is not None or len(self._queue) > 0
 
-    def push(self, move: Move) -> None:
+    def push(self, listed: ListedMove) -> None:
         """Queue a move of at least one page."""
-        assert move.src_pages, f"move {move.move_id} is of no page"
-        self._queue.push(move)
+        assert len(listed.src_pages), f"move {listed.move.move_id} is of no page"
+        self._queue.push(listed)
 
-    def peek(self) -> Move:
+    def peek(self) -> ListedMove:
         """The move of which `take` will give a piece first."""
         if self._current is None:
             self._current, self._num_taken = self._queue.pop(), 0
@@ -106,8 +152,7 @@ class Lane:
         batch = Batch(pieces)
         room = max_pages - pieces[0].num_pages
         while room and self.has_waiting:
-            move = self.peek()
-            if (move.src_pool, move.dst_pool) != batch.pools:
+            if self.peek().pools != batch.pools:
                 break
             pieces.append(self._cut(room))
             room -= pieces[-1].num_pages
@@ -129,7 +174,9 @@ class Lane:
             for piece in launched.batch.pieces:
                 self._duration_ms += page_ms * piece.num_pages
                 if piece.is_last:
-                    done.append(CompletedMove(piece.move.move_id, max(0, round(self._duration_ms * 1e6))))
+                    done.append(
+                        CompletedMove(piece.listed.move.move_id, max(0, round(self._duration_ms * 1e6)))
+                    )
                     self._duration_ms = 0.0
         return done
 
@@ -139,8 +186,8 @@ class Lane:
         self._current = None
 
     def _cut(self, max_pages: int) -> Piece:
-        move = self.peek()
-        piece = Piece(move, self._num_taken, min(max_pages, len(move.src_pages) - self._num_taken))
+        listed = self.peek()
+        piece = Piece(listed, self._num_taken, min(max_pages, len(listed.src_pages) - self._num_taken))
         self._num_taken += piece.num_pages
         if piece.is_last:
             self._current = None

@@ -35,8 +35,8 @@ LONG_SLEEP_CYCLES = 2**31  # more than a second
 
 TUNINGS = {
     "served": MoveTuning(),
-    "engines": MoveTuning(engine_run_bytes=0, idle_programs=None, copy_streams=2),
-    "kernel": MoveTuning(idle_programs=8),
+    "engines": MoveTuning(engine_run_bytes=0),
+    "kernel": MoveTuning(engine_run_bytes=2**62, kernel_programs=8),
 }
 
 
@@ -206,7 +206,7 @@ def test_a_delayed_move_is_not_reported_before_its_bytes_are_there(
     src[7], dst[9] = 2, 1
     synchronize()
     transfers.submit(Move(move_id=1, src_pool=path[0], dst_pool=path[1], src_pages=[7], dst_pages=[9]))
-    streams = [stream for each in transfers._lanes.values() for stream in each.streams]
+    streams = [each.stream for each in transfers._lanes.values()]
     for stream in streams:
         with torch.cuda.stream(stream):
             torch.cuda._sleep(LONG_SLEEP_CYCLES)

@@ -20,7 +20,7 @@ def test_neighbours_are_joined_where_they_are_neighbours_on_both_sides() -> None
 
 
 def test_urgent_moves_overtake_the_others() -> None:
-    queue = MoveQueue()
+    queue: MoveQueue[Move] = MoveQueue()
     for move in (a_move(1), a_move(2, urgent=True), a_move(3), a_move(4, urgent=True)):
         queue.push(move)
     assert len(queue) == 4

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from engine.memory.transfer import CompletedMove
-from engine.memory.transfer_lanes import Batch, Lane
+from engine.memory.transfer_lanes import Batch, Lane, ListedMove, Lookahead
 from engine.messages import Move
 
 
@@ -35,7 +35,7 @@ def a_move(move_id: int, num_pages: int, *, dst: int = 1, urgent: bool = False) 
 def a_lane(*moves: Move) -> Lane:
     lane = Lane()
     for move in moves:
-        lane.push(move)
+        lane.push(ListedMove.of(move))
     return lane
 
 
@@ -45,12 +45,21 @@ def launch(lane: Lane, max_pages: int) -> tuple[Batch, FakeMark, FakeMark]:
     return batch, start, end
 
 
+def lists_of(batch: Batch) -> tuple[list[int], list[int]]:
+    src_pages, dst_pages = batch.page_lists()
+    return src_pages.tolist(), dst_pages.tolist()
+
+
+def moves_of(batch: Batch) -> list[int]:
+    return [piece.listed.move.move_id for piece in batch.pieces]
+
+
 def test_a_large_move_is_cut() -> None:
     lane = a_lane(a_move(1, 5))
     batches = []
     while lane.has_waiting:
         batches.append(launch(lane, 2)[0])
-    assert [batch.page_lists() for batch in batches] == [([1, 2], [5, 4]), ([3, 4], [3, 2]), ([5], [1])]
+    assert [lists_of(batch) for batch in batches] == [([1, 2], [5, 4]), ([3, 4], [3, 2]), ([5], [1])]
     assert lane.ahead_bytes == 50
 
 
@@ -59,10 +68,10 @@ def test_small_moves_between_the_same_pools_go_together() -> None:
     batches = []
     while lane.has_waiting:
         batches.append(launch(lane, 5)[0])
-    assert [[piece.move.move_id for piece in batch.pieces] for batch in batches] == [[1, 2, 3], [3], [4, 5]]
+    assert [moves_of(batch) for batch in batches] == [[1, 2, 3], [3], [4, 5]]
     assert [batch.num_pages for batch in batches] == [5, 1, 2]
     assert [batch.pools for batch in batches] == [(0, 1), (0, 1), (0, 2)]
-    assert batches[0].page_lists() == ([1, 2, 1, 1, 2], [2, 1, 1, 3, 2])
+    assert lists_of(batches[0]) == ([1, 2, 1, 1, 2], [2, 1, 1, 3, 2])
 
 
 def test_a_move_is_complete_when_all_of_it_is() -> None:
@@ -88,9 +97,9 @@ def test_a_duration_is_a_moves_share_of_its_batches() -> None:
 def test_urgent_moves_overtake_what_has_not_begun() -> None:
     lane = a_lane(a_move(1, 2))
     launch(lane, 1)
-    lane.push(a_move(2, 1))
-    lane.push(a_move(3, 1, urgent=True))
-    assert [launch(lane, 1)[0].pieces[0].move.move_id for _ in range(3)] == [1, 3, 2]
+    lane.push(ListedMove.of(a_move(2, 1)))
+    lane.push(ListedMove.of(a_move(3, 1, urgent=True)))
+    assert [moves_of(launch(lane, 1)[0]) for _ in range(3)] == [[1], [3], [2]]
 
 
 def test_what_was_launched_is_finished_after_the_rest_is_dropped() -> None:
@@ -106,3 +115,29 @@ def test_what_was_launched_is_finished_after_the_rest_is_dropped() -> None:
 def test_a_move_of_no_page_is_our_own_mistake() -> None:
     with pytest.raises(AssertionError, match="no page"):
         a_lane(a_move(1, 0))
+
+
+MS = 10**6
+
+
+def test_what_is_ahead_lasts_until_the_look_after_the_next() -> None:
+    lookahead = Lookahead(10**9, 1000, 10**8)
+    ahead = []
+    for now_ns in (0, 10, 10 * MS, 20 * MS):
+        lookahead.look(now_ns)
+        ahead.append(lookahead.ahead_bytes)
+    assert ahead == [1000, 1000, 2 * 9_999_990, 2 * 10**7]
+
+
+def test_a_long_pause_is_forgotten_bit_by_bit() -> None:
+    lookahead = Lookahead(10**9, 1000, 10**8)
+    for now_ns in (0, 9000 * MS):
+        lookahead.look(now_ns)
+    assert lookahead.ahead_bytes == 10**8, "no more than at most"
+    ahead = [lookahead.ahead_bytes]
+    for look in range(100):
+        lookahead.look(9000 * MS + look)
+        ahead.append(lookahead.ahead_bytes)
+    assert ahead == sorted(ahead, reverse=True)
+    assert ahead[2] == 10**8 * 7 // 8 * 7 // 8
+    assert ahead[-1] == 1000
