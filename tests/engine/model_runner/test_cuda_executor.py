@@ -78,6 +78,7 @@ VARIED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "step_tokens"),
     [("llama", 64), ("llama", 128), ("qwen2-window", 64), ("gemma3", 64), ("opt", 64)],
@@ -91,6 +92,7 @@ def test_greedy_equals_generate_in_mixed_batches(family: str, step_tokens: int) 
     assert [context.output for context in contexts] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2-window", "opt"])
 def test_a_deterministic_model_answers_as_it_should(family: str) -> None:
     model = tiny_model(tiny_config(family))
@@ -101,6 +103,7 @@ def test_a_deterministic_model_answers_as_it_should(family: str) -> None:
     assert [context.output for context in contexts] == expected
 
 
+@pytest.mark.slow
 def test_samples_what_the_cpu_samples() -> None:
     model = paged(tiny_model(tiny_config("llama")))
     expected = [context.output for context in Scheduler(model, chunk=9, seed=1).run(PROMPTS, VARIED)]

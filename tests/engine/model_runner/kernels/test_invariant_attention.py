@@ -35,6 +35,7 @@ def test_prefill_matches_definition(name: str) -> None:
     assert invariant_prefill_error(PREFILL[name], "cpu", torch.float32, seed=5) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [None, 90])
 def test_chunks_and_decoding_change_no_bit(window: int | None) -> None:
     case = Case(((0, 150),), kv_heads=1, group=4, head_dim=32, window=window)
