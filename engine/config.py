@@ -55,6 +55,7 @@ class DeviceConfig(Table, frozen=True, kw_only=True):
     memory: ByteSize | None = None
     lend: ByteSize | None = None  # of the pool, at most; None: whatever is not needed here
     keep: ByteSize = ByteSize(0)  # of the pool, free for its own use before any is lent
+    leave_free: ByteSize | None = None  # of the device, to other programs: the pool shrinks if there is less
     memory_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.9
     threads: Positive | None = None  # of a cpu device; None: the cores, shared among the cpu devices
 
@@ -201,6 +202,18 @@ class Config(Table, frozen=True, kw_only=True):
         """Devices on which nothing runs: all their memory is lent."""
         busy = {device.name for model in self.models for device in self.devices_of(model)}
         return [device for device in self.devices if device.name not in busy]
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether a GPU is among the devices."""
+        return any(device.name.startswith("cuda") for device in self.devices)
+
+    @property
+    def link_speeds(self) -> dict[tuple[str, str], float]:
+        """Bytes per second of the links that are described, in both directions."""
+        known = [link for link in self.memory.links if link.bytes_per_s is not None]
+        forth = {link.between: float(link.bytes_per_s or 0) for link in known}
+        return forth | {(b, a): speed for (a, b), speed in forth.items()}
 
     @property
     def socket_path(self) -> str:

@@ -163,9 +163,24 @@ class Lenders:
     def distrust(self, name: str, now_ns: int) -> None:
         """A region may hold anything now: what its borrowers had there and nowhere else is recomputed."""
         if name in self.regions:
-            for model, pool in self.lending.lenders[name].pools.items():
-                self._schedulers[model].distrust_tier(pool.pool_id, now_ns)
-            self.lending.lose_lender(name, is_gone=False)
+            self._lose(name, now_ns, is_gone=False)
+
+    def lose(self, device: str, now_ns: int) -> None:
+        """A device is gone, and with it the memory that it lent: likewise, and nothing is lent there."""
+        for region in self.regions.values():
+            if region.device == device:
+                self._lose(region.name, now_ns, is_gone=True)
+
+    def found(self, device: str) -> None:
+        """It is there again: it may have memory made."""
+        for region in self.regions.values():
+            if region.device == device:
+                self.lending.resize(region.name, self.lending.lenders[region.name].num_segments)
+
+    def _lose(self, name: str, now_ns: int, *, is_gone: bool) -> None:
+        for model, pool in self.lending.lenders[name].pools.items():
+            self._schedulers[model].distrust_tier(pool.pool_id, now_ns)
+        self.lending.lose_lender(name, is_gone=is_gone)
 
     def tick(self, now_ns: int) -> None:
         """Have offers, recalls and returns go on. Schedulers that could do something about them plan."""

@@ -21,6 +21,7 @@ import uvloop
 from engine.admission import Admission, Refusal
 from engine.config import Config, ConfigError, load_config
 from engine.frontend import Frontend, SocketTaken
+from engine.gpus import Gpus, NoGpus, NvmlGpus
 from engine.lenders import Lenders
 from engine.live import collect_live
 from engine.memory.regions import RegionError
@@ -43,6 +44,7 @@ from engine.messages import (
 from engine.model_host import CannotServe, ModelHost
 from engine.pool_sizes import PoolSizes, ResizeError
 from engine.stats import collect_samples, collect_status
+from engine.watch import Watch, free_memory_of
 
 log = logging.getLogger("fairslice.engine")
 
@@ -63,11 +65,14 @@ class Engine:
         self._admission = Admission(config.queue, time.monotonic_ns)
         self._prompts: dict[str, ModelHost] = {}
         pool_ids = itertools.count(1)
+        gpus: Gpus = NvmlGpus.open() if config.has_gpus else NoGpus()
+        links = {**gpus.links(device.name for device in config.devices), **config.link_speeds}
         self._lenders = Lenders(config)
         self._pool_sizes = PoolSizes(self._lenders)
+        self._watch = Watch(config, self._lenders, self._pool_sizes, free_memory_of(gpus), time.monotonic_ns)
         self._models = {
             model.served_name: ModelHost(
-                config, model, pool_ids, time.monotonic_ns, self._announce, self._wake, self._lenders
+                config, model, pool_ids, time.monotonic_ns, self._announce, self._wake, self._lenders, links
             )
             for model in config.models
         }
@@ -88,10 +93,11 @@ class Engine:
                 ticker = group.create_task(self._tick())
                 lenders = group.create_task(self._lenders.make_gpu_regions())
                 sizes = group.create_task(self._pool_sizes.run())
+                watch = group.create_task(self._watch.run())
                 for number in (signal.SIGTERM, signal.SIGINT):
                     loop.add_signal_handler(number, self._drain)
                 await self._idle.wait()
-                for task in (*hosts, checker, ticker, lenders, sizes):
+                for task in (*hosts, checker, ticker, lenders, sizes, watch):
                     task.cancel()
         except* (CannotServe, SocketTaken) as failures:
             raise failures.exceptions[0] from None

@@ -12,7 +12,7 @@ from engine.fairness import make_policy
 from engine.lenders import Lenders, Region
 from engine.mappings import Mappings
 from engine.memory.lender import Owner
-from engine.memory.placement import Placement
+from engine.memory.placement import Links, Placement
 from engine.memory.regions import RegionError
 from engine.memory.store import ContextStore
 from engine.messages import (
@@ -59,6 +59,7 @@ class ModelHost:
         on_change: Callable[[], None],
         on_work: Callable[[], None],
         lenders: Lenders,
+        links: Links,
     ) -> None:
         self.name = model.served_name
         self.card: ModelCard | None = None
@@ -73,6 +74,7 @@ class ModelHost:
         self._on_change = on_change
         self._on_work = on_work
         self._lenders = lenders
+        self._links = links
         self._pools: PoolTable | None = None
         self._mappings: Mappings | None = None
         self._ready: set[str] = set()
@@ -274,12 +276,7 @@ class ModelHost:
         assert self._pools is not None
         assert self.card is not None
         config = self._config.scheduler
-        links = {
-            link.between: float(link.bytes_per_s)
-            for link in self._config.memory.links
-            if link.bytes_per_s is not None
-        }
-        store = ContextStore(self._pools.layout, Placement(links))
+        store = ContextStore(self._pools.layout, Placement(self._links))
         store.add_tier(self._pools.host.ledger)
         settings = PlannerSettings(
             target_ns=_ns(config.target_ms),

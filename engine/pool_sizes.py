@@ -14,7 +14,7 @@ from enum import Enum
 
 from engine.lenders import Lenders, Mapper, Region, make_gpu_memory
 from engine.memory.lender import Lender
-from engine.memory.regions import RegionError, punch_hole
+from engine.memory.regions import RegionError, punch_hole, require_available
 
 log = logging.getLogger("fairslice.engine")
 
@@ -78,17 +78,25 @@ class PoolSizes:
         """What they cannot do without: models have to hold the longest context that they accept."""
         return sum(self._least_segments(r) * r.segment_bytes for r in self._regions_of(device))
 
+    def segment_bytes(self, device: str) -> int:
+        """In what portions they grow."""
+        return max(region.segment_bytes for region in self._regions_of(device))
+
     def wanted(self, device: str) -> int:
         """What they will have."""
         found = [(region, self._lender(region)) for region in self._regions_of(device)]
         return sum(_bytes_with(region, lender.wanted_segments, lender) for region, lender in found)
+
+    def held(self, device: str) -> int:
+        """What they take of its memory now."""
+        return sum(r.num_bytes - len(r.holes) * r.unit_bytes for r in self._regions_of(device))
 
     def status(self) -> dict[str, object]:
         """By device, what its pools have, what they are to have, and whether that is all there is to do."""
         devices = dict.fromkeys(region.device for region in self._lenders.regions.values())
         return {
             device: {
-                "bytes": sum(r.num_bytes - len(r.holes) * r.unit_bytes for r in self._regions_of(device)),
+                "bytes": self.held(device),
                 "wanted": self.wanted(device),
                 "settled": all(self._is_as_wanted(region) for region in self._regions_of(device)),
             }
@@ -151,11 +159,21 @@ class PoolSizes:
             self._lenders.lending.restore(region.name, segments)
             return
         change = Change(Stage.MAKING, units, segments)
-        if self._lender(region).owner is None:
-            self._orders.put_nowait((region, change))
-        elif not any(mapper.make(region.name, units) for mapper in self._mappers):
-            return  # its runner is not there: later
+        if self._lender(region).owner is not None:
+            if not any(mapper.make(region.name, units) for mapper in self._mappers):
+                return  # its runner is not there: later
+            self._changes[region.name] = change
+            return
         self._changes[region.name] = change
+        if region.kind == "cuda":
+            self._orders.put_nowait((region, change))
+            return
+        try:
+            require_available(len(units) * region.unit_bytes, region.name)
+        except RegionError as error:
+            self._give_up(region, str(error))
+        else:
+            self._map(region, change, [])
 
     def _take_made(self, region: Region, change: Change) -> None:
         """The memory is there, or its maker is gone, or there is none."""
@@ -205,14 +223,12 @@ class PoolSizes:
     # ------------------------------------------------------------------ memory that no runner makes
 
     async def run(self) -> None:
-        """Make memory on devices on which no model runs, until cancelled."""
+        """Make memory on GPUs on which no model runs, until cancelled."""
         while True:
             region, change = await self._orders.get()
-            descriptors: list[int] = []
             try:
-                if region.kind == "cuda":
-                    num_bytes = len(change.units) * region.unit_bytes
-                    _, descriptors = await make_gpu_memory(region.device, num_bytes, 1.0)
+                num_bytes = len(change.units) * region.unit_bytes
+                _, descriptors = await make_gpu_memory(region.device, num_bytes, 1.0)
             except RegionError as error:
                 self._give_up(region, str(error))
             else:

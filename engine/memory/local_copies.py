@@ -214,7 +214,15 @@ class LocalCopies:
 
     def drop_clean(self, context: Context) -> None:
         """Drop all local pages of an idle context that the mirror has as well."""
-        self._evict(context, context.num_local)
+        clean, num_local = context.num_clean_pages, context.num_local
+        for table in context.local:
+            if table.num_pages:
+                table.drop_before(clean)
+        self._counters.evicted_pages += num_local - context.num_local
+        if context.num_local or context.moves_in_flight:
+            self.recount(context)
+        else:
+            self.release(context)
 
     def _evict(self, context: Context, count: int) -> None:
         """Drop local pages of an idle context that are clean, `count` if it has so many: its first ones. A

@@ -1,4 +1,5 @@
-"""Which tier takes a mirror: the better link first, equally good lenders in turn, the host last.
+"""Which tier takes a mirror: the better link first, equally good lenders in turn. The host comes last, but
+for lenders whose link is known to be slower than that to the host.
 
 Pure: links are what NVML or the configuration says of them, reach is what runners reported.
 """
@@ -7,8 +8,10 @@ from collections.abc import Mapping
 
 DEFAULT_PEER_BYTES_PER_S = 1e11  # of a link that nobody described: any peer is better than the host
 
+HOST = "host"
+
 Links = Mapping[tuple[str, str], float]
-"""(device, device) -> bytes per second, one entry for both directions or one for each."""
+"""(device, device or HOST) -> bytes per second, one entry for both directions or one for each."""
 
 
 class Placement:
@@ -63,17 +66,21 @@ class Placement:
 
     def _sort(self, home: int) -> list[list[int]]:
         by_speed: dict[float, list[int]] = {}
-        host: list[list[int]] = []
+        hosts: list[list[int]] = []
         for pool_id, device in self._tiers.items():
             if not self.reaches(home, pool_id) or self._owners.get(pool_id) == home:
                 continue
             if device is None:
-                host.append([pool_id])
+                hosts.append([pool_id])
             else:
-                by_speed.setdefault(self._bytes_per_s(home, device), []).append(pool_id)
-        return [by_speed[speed] for speed in sorted(by_speed, reverse=True)] + host
+                speed = self._bytes_per_s(home, device) or DEFAULT_PEER_BYTES_PER_S
+                by_speed.setdefault(speed, []).append(pool_id)
+        host_speed = self._bytes_per_s(home, HOST) or 0.0
+        speeds = sorted(by_speed, reverse=True)
+        better = [by_speed[speed] for speed in speeds if speed >= host_speed]
+        return better + hosts + [by_speed[speed] for speed in speeds if speed < host_speed]
 
-    def _bytes_per_s(self, home: int, device: str) -> float:
+    def _bytes_per_s(self, home: int, device: str) -> float | None:
+        """None if nobody described the link."""
         here = self._homes.get(home, "")
-        known = self._links.get((here, device), self._links.get((device, here)))
-        return known if known is not None else DEFAULT_PEER_BYTES_PER_S
+        return self._links.get((here, device), self._links.get((device, here)))

@@ -51,6 +51,7 @@ class Withdrawals:
             if recall is None or recall.returned is None:  # else it is half its owner's already
                 lender.leaving.add(lease.segment)
             self._open_recall(lender, lease)
+        lender.wanted_segments = lender.num_present - len(lender.leaving)
 
     def _take_unused(self, lender: Lender, count: int) -> int:
         taken = self._book.withdraw(lender.name, count)
