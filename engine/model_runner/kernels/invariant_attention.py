@@ -126,7 +126,7 @@ def _fold(acc, total, top, part, part_total, part_top):
     return acc, total, new_top
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles"])  # one compiled kernel for decoding and chunks
 def _attention_kernel(
     out_ptr,
     q_ptr,

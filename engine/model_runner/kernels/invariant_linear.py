@@ -59,7 +59,7 @@ def tile_for(rows: int, element_bytes: int) -> Tile:
     return next((tile for tile in _TILES if rows <= tile.rows), _TILES[-1])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _invariant_linear_kernel(
     out_ptr,
     x_ptr,
