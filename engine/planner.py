@@ -18,7 +18,7 @@ from engine.prompt import Prompt
 from engine.turns import Turns
 from engine.waiting import Waiting
 
-MAX_PASSED_OVER = 8  # prompts in fair order that may find no room before the search for smaller ones ends
+MAX_PASSED_OVER = 4  # prompts in fair order that may find no room before the search for smaller ones ends
 MIRROR_PAGES = 4  # pages per group that a running context copies out in one move, at least
 
 
@@ -66,7 +66,8 @@ class Planner:
             self._renew(device, now_ns)
             self._vacate(device, now_ns)
             self._mirror_idle(device)
-        self._fill(devices, now_ns)
+        while self._fill(devices, now_ns) and not any(device.running for device in devices):
+            continue  # a context was dropped, and no event would bring another plan
         for device in devices:
             self._mirror_running(device)
         self._reclaim(devices)
@@ -91,9 +92,10 @@ class Planner:
             if not self.turns.extend(prompt):
                 self._preemption.make_way(device)
 
-    def _fill(self, devices: list[Device], now_ns: int) -> None:
+    def _fill(self, devices: list[Device], now_ns: int) -> bool:
         """Find room for prompts in fair order, those first that are due. One that finds none but deserves it
-        has turns ended, and lays claim to what they give back: smaller ones would take it for ever."""
+        has turns ended, and lays claim to what they give back: smaller ones would take it for ever. True if
+        a context had to be dropped, which makes room."""
         passed_over: list[Prompt] = []
         while devices and (prompt := self.waiting.next(now_ns)) is not None:
             if self._run(prompt, devices, now_ns):
@@ -105,8 +107,9 @@ class Planner:
                 self._preemption.claim_room(prompt, now_ns)
         for prompt in passed_over:
             self.waiting.put_back(prompt, now_ns)
-        if passed_over and not self.policy.recomputes:
-            self._preemption.drop_if_stuck(devices)
+        if not passed_over or self.policy.recomputes:
+            return False
+        return self._preemption.drop_if_stuck(devices)
 
     def _run(self, prompt: Prompt, devices: list[Device], now_ns: int) -> bool:
         """Extend the prompt's turn, or start one where there is room beside what others have claimed."""

@@ -74,11 +74,12 @@ class Preemption:
         if not self._policy.rotates and not device.ending:
             self._turns.end(max(device.running, key=lambda prompt: prompt.task.serial))
 
-    def drop_if_stuck(self, devices: Iterable[Device]) -> None:
+    def drop_if_stuck(self, devices: Iterable[Device]) -> bool:
         """Somebody found no room and none is coming: every tier is full. The youngest prompt that holds
-        pages without running, and without a mirror, is dropped; it is recomputed at its turn."""
+        pages without running, and without a mirror, is dropped; it is recomputed at its turn. False if none
+        was."""
         if any(device.cancelled or self._pages_coming(device) for device in devices):
-            return
+            return False
         pools = {device.pool_id for device in devices}
         idle = [
             prompt
@@ -87,6 +88,7 @@ class Preemption:
         ]
         if idle:
             self._store.drop(max(idle, key=lambda prompt: prompt.task.serial).context)
+        return bool(idle)
 
     def may_be_ended(self, prompt: Prompt, floor_ns: int, now_ns: int) -> bool:
         """A turn lasts until its pages are there and it has made a step, the first one until its token."""

@@ -96,6 +96,23 @@ def test_a_full_host_tier_costs_recomputation_and_nothing_else():
     assert rig.store.counters.dropped_contexts > 0
 
 
+@pytest.mark.parametrize("seed", [18, 3, 7])
+def test_full_tiers_stop_nobody_for_ever(seed):
+    source = random.Random(seed)
+    local = tuple(source.randint(14, 30) for _ in range(source.randint(1, 2)))
+    host = source.randint(0, 25)
+    rig = Rig(FULL, local=local, host=host, max_batch=8, max_model_len=80, seed=seed, reserve=0.0)
+    wanted = {}
+    for number in range(source.randint(6, 30)):
+        ids = [source.randrange(50) for _ in range(source.randint(1, 12))]
+        wanted[f"p{number}"] = (ids, source.randint(10, 40))
+        rig.submit(f"p{number}", *wanted[f"p{number}"])
+        for _ in range(source.randint(0, 4)):
+            rig.tick()
+    rig.run()
+    check_outputs(rig, wanted)
+
+
 def test_two_devices_share_one_queue():
     rig = Rig(FULL, local=(30, 30), max_batch=3)
     wanted = prompts(30)
@@ -213,3 +230,23 @@ def test_a_bounded_gap_between_tokens():
     rig.run()
     gaps = [b - a for times in rig.token_times.values() for a, b in pairwise(times)]
     assert max(gaps) <= (24 / 4 + 2) * 16 * STEP_NS
+
+
+@pytest.mark.parametrize(("policy", "is_granted"), [("eevdf", True), ("cfs", False)])
+def test_a_latency_wish_is_a_slice_length(policy, is_granted, monkeypatch):
+    rig = Rig(FULL, policy=policy, local=(60,), first_slices=40, target_ns=10**12)
+    runner, lengths = rig.runners["d1"], {True: [0], False: [0]}
+    apply = runner.apply
+
+    def watch(plan):
+        for each in plan.slices:
+            lengths[each.sampling.seed == 7].append(each.max_new)
+        apply(plan)
+
+    monkeypatch.setattr(runner, "apply", watch)
+    wish = {"latency_ns": STEP_NS, "sampling": Sampling(max_tokens=60, seed=7)}
+    for number in range(20):
+        rig.submit(f"p{number}", range(10), 60, **(wish if number == 10 else {}))
+    rig.run()
+    assert max(lengths[True]) > 0
+    assert (max(lengths[True]) < max(lengths[False]) / 2) == is_granted
