@@ -87,10 +87,10 @@ class SchedulerConfig(Table, frozen=True, kw_only=True):
 
     policy: Literal["cfs", "fcfs", "eevdf", "vtc"] = "cfs"
     target_ms: Milliseconds = 1000.0  # every waiting prompt should have had a slice within this time
-    slice_ms: Milliseconds = 400.0  # the longest slice under contention
+    slice_ms: Milliseconds = 300.0  # the longest slice under contention
     min_slice_ms: Milliseconds = 25.0  # a slice is not preempted before this: the minimum granularity
     gap_ms: Milliseconds = 500.0  # a prompt that waits longer than this for its next token goes first
-    floor_tokens_per_s: Annotated[float, Meta(gt=0, le=10_000)] = 25.0  # for each prompt, if capacity allows
+    floor_tokens_per_s: Annotated[float, Meta(gt=0, le=10_000)] = 20.0  # for each prompt, if capacity allows
     max_batch: Annotated[int, Meta(ge=1, le=1024)] | None = None  # None: 32 on cpu, 256 on GPUs
     max_step_tokens: Annotated[int, Meta(ge=16, le=65536)] | None = None  # None: 256 on cpu, 2048 on GPUs
     first_slices: Positive = 8  # prompts of one tenant that may be before their first token at once

@@ -97,6 +97,9 @@ class Turns:
         tokens = self._slice_tokens.get(device)
         if tokens is None:
             tokens = self._slice_tokens[device] = self._measure_slice(device)
+        latency_ns = prompt.task.latency_ns
+        if latency_ns is not None and self._policy.grants_wishes:
+            tokens = min(tokens, max(MIN_STEPS, round(latency_ns / device.step_ns)))
         if most_tokens is not None:
             tokens = min(tokens, max(most_tokens, round(self.floor_ns(device) / device.step_ns)))
         return min(start + tokens, prompt.sampling.max_tokens)

@@ -163,6 +163,8 @@ class EevdfPolicy(TwoLevelPolicy):
     prompt which would run next, or `granularity_ns`, as the kernel's base slice is its former minimum
     granularity."""
 
+    grants_wishes = True
+
     def __init__(self, *, slice_ns: int, granularity_ns: int, memory_ns: int) -> None:
         def make_task_queue() -> DeadlineQueue[Task]:
             return DeadlineQueue(SortedList(), SortedList(), granularity_ns, request_ns=slice_ns)

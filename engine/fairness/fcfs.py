@@ -12,6 +12,7 @@ class FcfsPolicy:
     """
 
     rotates = False
+    grants_wishes = False
     recomputes = True
 
     def __init__(self) -> None:

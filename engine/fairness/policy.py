@@ -42,6 +42,7 @@ class Policy(Protocol):
     """See the module's docstring. All times are integer nanoseconds."""
 
     rotates: bool  # False: a prompt that runs is never stopped for one that waits
+    grants_wishes: bool  # True: a prompt that wishes short slices has them
     recomputes: bool  # True: a prompt that must give up its pages is recomputed, not moved to another tier
 
     def join(self, task: Task, now_ns: int) -> None:

@@ -40,6 +40,7 @@ class TwoLevelPolicy:
     """
 
     rotates = True
+    grants_wishes = False
     recomputes = False
 
     def __init__(

@@ -30,6 +30,7 @@ class VtcPolicy:
     """
 
     rotates = False
+    grants_wishes = False
     recomputes = True
 
     def __init__(self, *, memory_ns: int) -> None:
