@@ -42,7 +42,7 @@ def make_scheduler(policy: str, batch: int, num_pages: int) -> Scheduler:
         reserve=0.1,
         floor_tokens_per_s=25.0,
     )
-    store = ContextStore(LAYOUT)
+    store = ContextStore(LAYOUT, shares_prefixes=True)
     store.add_tier(PagePool(9, 200_000, LAYOUT.page_bytes))
     scheduler = Scheduler(
         make_policy(policy, slice_ns=settings.slice_ns, granularity_ns=settings.min_slice_ns), store, settings
@@ -53,7 +53,8 @@ def make_scheduler(policy: str, batch: int, num_pages: int) -> Scheduler:
 
 
 def submit(number: int, num_tenants: int) -> Submit:
-    ids = list(range(random.Random(number).randint(50, 400)))
+    first = 1000 * number  # so that no two prompts begin alike
+    ids = list(range(first, first + random.Random(number).randint(50, 400)))
     spec = PromptSpec(prompt_id=f"p{number}", input_ids=ids, sampling=Sampling(max_tokens=1000))
     return Submit(request_id=f"r{number}", model="m", prompts=[spec], tenant=f"t{number % num_tenants}")
 

@@ -276,7 +276,9 @@ class ModelHost:
         assert self._pools is not None
         assert self.card is not None
         config = self._config.scheduler
-        store = ContextStore(self._pools.layout, Placement(self._links))
+        shares_prefixes = self._config.prefix_cache.enabled
+        placement = Placement(self._links)
+        store = ContextStore(self._pools.layout, placement, shares_prefixes=shares_prefixes)
         store.add_tier(self._pools.host.ledger)
         settings = PlannerSettings(
             target_ns=_ns(config.target_ms),

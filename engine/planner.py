@@ -14,6 +14,7 @@ from engine.fairness.policy import Policy
 from engine.fairness.reading import ReadingFloor
 from engine.memory.store import ContextStore
 from engine.preemption import Preemption
+from engine.prefix_sharing import PrefixSharing
 from engine.prompt import Prompt
 from engine.turns import Turns
 from engine.waiting import Waiting
@@ -44,9 +45,11 @@ class Planner:
         self.store = store
         self.devices: list[Device] = []
         self.waiting = Waiting(policy, gap_ns=settings.gap_ns, first_slices=settings.first_slices)
+        self.prefixes = PrefixSharing(store)
         self.turns = Turns(
             policy,
             store,
+            self.prefixes,
             target_ns=settings.target_ns,
             slice_ns=settings.slice_ns,
             min_slice_ns=settings.min_slice_ns,
@@ -56,12 +59,14 @@ class Planner:
         self._preemption = Preemption(policy, store, self.waiting, self.turns)
         self._floor = ReadingFloor(settings.floor_tokens_per_s, settings.gap_ns)
         self.num_preemptions = 0
+        self.num_deferred = 0  # prompts that waited in the last plan for what others compute
 
     def plan(self, now_ns: int) -> None:
         """Extend, start and end turns on all devices."""
         devices = [device for device in self.devices if device.is_up]
         self.turns.begin_plan(self.devices)
         self._preemption.begin_plan(devices)
+        self.prefixes.begin_plan()
         for device in devices:
             self._renew(device, now_ns)
             self._vacate(device, now_ns)
@@ -97,7 +102,11 @@ class Planner:
         has turns ended, and lays claim to what they give back: smaller ones would take it for ever. True if
         a context had to be dropped, which makes room."""
         passed_over: list[Prompt] = []
+        deferred: list[Prompt] = []
         while devices and (prompt := self.waiting.next(now_ns)) is not None:
+            if prompt.turn is None and self.prefixes.is_worth_waiting(prompt, devices):
+                deferred.append(prompt)
+                continue
             if self._run(prompt, devices, now_ns):
                 continue
             passed_over.append(prompt)
@@ -105,8 +114,9 @@ class Planner:
                 break
             if prompt.turn is None:
                 self._preemption.claim_room(prompt, now_ns)
-        for prompt in passed_over:
+        for prompt in (*passed_over, *deferred):
             self.waiting.put_back(prompt, now_ns)
+        self.num_deferred = len(deferred)
         if not passed_over or self.policy.recomputes:
             return False
         return self._preemption.drop_if_stuck(devices)
@@ -139,9 +149,10 @@ class Planner:
         free = [device for device in devices if len(device.running) < device.max_batch]
         if len(free) <= 1:
             return free
-        home = prompt.context.home
-        available = self.store.num_available
-        return sorted(free, key=lambda d: (d.pool_id != home, -available(d.pool_id), d.pool_id))
+        context, available = prompt.context, self.store.num_available
+        home = context.home if context.home is not None else context.indexed_at
+        cached = {device: self.prefixes.num_cached(prompt, device) for device in free}
+        return sorted(free, key=lambda d: (d.pool_id != home, -cached[d], -available(d.pool_id), d.pool_id))
 
     # ------------------------------------------------------------------ moves
 
@@ -150,6 +161,7 @@ class Planner:
         if not self.policy.recomputes:
             for context in self.store.idle_dirty(device.pool_id):
                 device.outbox.moves += self.store.mirror(context, whole=True)
+        device.outbox.moves += self.store.mirror_cached(device.pool_id)
 
     def _mirror_running(self, device: Device) -> None:
         """Under contention, copy out the full pages of what runs, some at a time: little is left for when it

@@ -43,7 +43,8 @@ class Preemption:
         for it. A prompt that is due deserves any, and keeps what is free even if nobody can make way yet.
         Where one was refused, those of its tenant that come after it in fair order need not ask."""
         is_due = self._waiting.is_due(prompt, now_ns)
-        home = prompt.context.home
+        context = prompt.context
+        home = context.home if context.home is not None else context.indexed_at
         device = min(self.claims, key=lambda d: (d.pool_id != home, len(d.running), d.pool_id))
         tenant = prompt.task.tenant
         if not is_due and (device, tenant) in self._refused:
@@ -84,7 +85,7 @@ class Preemption:
         idle = [
             prompt
             for prompt in self._waiting.prompts.values()
-            if prompt.context.home in pools and prompt.context.is_dirty and not prompt.context.is_running
+            if not prompt.context.is_running and prompt.context.would_be_lost(pools)
         ]
         if idle:
             self._store.drop(max(idle, key=lambda prompt: prompt.task.serial).context)

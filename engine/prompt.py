@@ -1,10 +1,12 @@
 """A prompt as the scheduler sees it: its tokens, its context, and the slice that it has."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.fairness.policy import Task
 from engine.memory.context import Context
+from engine.memory.prefix_tree import TOKEN_BYTES, pack_tokens
 from engine.messages import FinishReason, Sampling, TokenDelta, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -50,7 +52,10 @@ class Prompt:
     num_sent: int = 0  # output tokens that its api has
     num_restored: int = 0  # output tokens that it brought along when it was resubmitted
     num_preemptions: int = 0
+    salt: Hashable = None  # prompts with the same one may share prefixes
+    has_started: bool = False
     cached_tokens: int = 0  # of the prompt, that its first turn found computed
+    packed: bytes = b""  # its tokens, as far as the prefix cache was asked about them
     longest_gap_ns: int = 0
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
@@ -78,6 +83,13 @@ class Prompt:
         if start >= num_input:
             return self.output_ids[start - num_input :]
         return self.input_ids[start:] + self.output_ids
+
+    def pack(self) -> bytes:
+        """All known tokens as the prefix cache compares them."""
+        num_packed = len(self.packed) // TOKEN_BYTES
+        if num_packed < self.num_tokens:
+            self.packed += pack_tokens(self.ids_from(num_packed))
+        return self.packed
 
     def take_logprobs(
         self, sampled: TokenLogprobs | None, of_prompt: list[TokenLogprobs | None] | None

@@ -95,7 +95,10 @@ class Scheduler:
             last_token_ns=now_ns,
             num_sent=len(spec.output_ids),
             num_restored=len(spec.output_ids),
+            salt=(submit.tenant, submit.cache_salt),
         )
+        if self.store.shares_prefixes:
+            prompt.pack()
         self.prompts[prompt.prompt_id] = prompt
         self.counters.admitted += 1
         self.counters.prompt_tokens += len(prompt.input_ids)
@@ -152,17 +155,19 @@ class Scheduler:
 
     def _distrust(self, pool_id: int, now_ns: int) -> None:
         """Nothing that was in this pool counts any more, nor what is on its way from there."""
-        for prompt in list(self.prompts.values()):
-            if prompt.context in self.store.coming_from(pool_id):
-                self._start_over(prompt, now_ns)
-        for context in [c for c in self.store.contexts if c.home == pool_id and not c.is_closing]:
-            self.store.drop(context)
+        leaving = self.store.coming_from(pool_id)
+        for prompt in [p for p in self.prompts.values() if p.context in leaving and p.finish is None]:
+            self._start_over(prompt, now_ns)
+        self.store.lose_local(pool_id)
 
     def distrust_tier(self, pool_id: int, now_ns: int) -> None:
         """The bytes of a lender are not to be trusted: whatever is being moved from or to it starts over."""
         entangled = self.store.entangled(pool_id)
         for prompt in [p for p in self.prompts.values() if p.context in entangled and p.finish is None]:
             self._start_over(prompt, now_ns)
+        for context in entangled:
+            if not context.is_growing:
+                self.store.abandon(context)
         self.needs_plan = True
 
     def _start_over(self, prompt: Prompt, now_ns: int) -> None:
@@ -224,6 +229,8 @@ class Scheduler:
             if token is not None:
                 self._on_token(prompt, token, now_ns)
                 self.needs_plan |= self.planner.turns.is_nearly_used_up(prompt)
+            elif self.planner.num_deferred:
+                self.needs_plan = True  # what they wait for may be computed
             prompt.take_logprobs(step.logprobs.get(row), step.prompt_logprobs.get(row))
 
     def _on_computed(self, prompt: Prompt, fed: int, computed: int) -> None:
@@ -280,9 +287,18 @@ class Scheduler:
         prompt.num_preemptions += 1
         self.planner.leave_device(prompt, now_ns)
         if self.policy.recomputes:
-            self.store.drop(prompt.context)
+            self._give_up_context(prompt)
         if not is_queued:
             self.planner.waiting.requeue(prompt, now_ns)
+
+    def _give_up_context(self, prompt: Prompt) -> None:
+        """Whoever comes next may have the room of a prompt that will recompute its context, unless that is
+        still there at its turn."""
+        if self.store.shares_prefixes:
+            self.planner.prefixes.retire(prompt)
+            prompt.context = self.store.open()
+        else:
+            self.store.drop(prompt.context)
 
     def _finish(self, prompt: Prompt, reason: FinishReason, now_ns: int) -> None:
         """End the prompt for good, wherever it is. An aborted one has nobody to tell."""
@@ -294,7 +310,10 @@ class Scheduler:
         if prompt.turn is not None:
             self.planner.turns.cancel(prompt)
         self.planner.waiting.forget(prompt, now_ns)
-        self.store.close(prompt.context)
+        if reason is FinishReason.ERROR:
+            self.store.close(prompt.context)
+        else:
+            self.planner.prefixes.retire(prompt)
         if reason is FinishReason.ABORT:
             self._has_news.pop(prompt, None)
             del self.prompts[prompt.prompt_id]

@@ -73,6 +73,7 @@ def _of_scheduler(scheduler: Scheduler, model: str) -> Iterator[Sample]:
         scheduler.planner.policy.vruntime_spread_ns() / 1e9,
         model,
     )
+    yield from _of_prefixes(scheduler, model)
     yield _counter("runners_lost", "Runners that died.", counters.runners_lost, model)
     yield _gauge(
         "fairslice:longest_gap_seconds",
@@ -85,6 +86,19 @@ def _of_scheduler(scheduler: Scheduler, model: str) -> Iterator[Sample]:
     for tenant, service_ns in scheduler.service_by_tenant().items():
         text = "GPU time charged."
         yield _counter("tenant_service_seconds", text, service_ns / 1e9, model, tenant=tenant)
+
+
+def _of_prefixes(scheduler: Scheduler, model: str) -> Iterator[Sample]:
+    prefixes = scheduler.planner.prefixes.counters
+    for name, text, value in (
+        ("queries", "Tokens of prompts that began.", prefixes.queried),
+        ("hits", "Of those, the ones that the prefix cache had.", prefixes.hit),
+    ):
+        labels = {"model_name": model}
+        kind, name = "counter", f"vllm:prefix_cache_{name}"
+        yield Sample(name=name, help=text, kind=kind, value=float(value), labels=labels)
+    pages = sum(scheduler.store.num_cached_pages().values())
+    yield _gauge("fairslice:cached_pages", "Pages, in all tiers, that no prompt needs.", pages, model)
 
 
 def _of_devices(scheduler: Scheduler, model: str) -> Iterator[Sample]:

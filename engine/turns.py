@@ -6,7 +6,8 @@ from engine.device import Device
 from engine.fairness.policy import Policy
 from engine.fairness.slice_length import slice_length_ns
 from engine.memory.store import ContextStore
-from engine.messages import Extension, Slice
+from engine.messages import Extension, Move, Slice
+from engine.prefix_sharing import PrefixSharing
 from engine.prompt import Prompt, Turn
 
 MIN_STEPS = 4  # a slice is worth at least so many steps: switching costs about one
@@ -28,6 +29,7 @@ class Turns:
         self,
         policy: Policy,
         store: ContextStore,
+        prefixes: PrefixSharing,
         *,
         target_ns: int,
         slice_ns: int,
@@ -37,6 +39,7 @@ class Turns:
     ) -> None:
         self._policy = policy
         self._store = store
+        self._prefixes = prefixes
         self._target_ns = target_ns
         self._slice_ns = slice_ns
         self._min_slice_ns = min_slice_ns
@@ -112,11 +115,10 @@ class Turns:
         is worth a switch."""
         sampled = len(prompt.output_ids)
         until = self._until(prompt, device, sampled, most_tokens)
-        context = prompt.context
-        end = self.end_position(prompt, until)
-        moves = self._store.prepare(context, device.pool_id, end, spare=spare)
+        moves = self._prepare(prompt, device, self.end_position(prompt, until), spare)
         if moves is None:
             return False
+        context = prompt.context
         slice_id = next(self._slice_ids)
         start = context.computed
         device.outbox.moves += moves
@@ -130,13 +132,24 @@ class Turns:
                 num_prompt=len(prompt.input_ids),
                 sampling=prompt.sampling,
                 history=prompt.ids_from(0)[:start] if start and prompt.needs_history() else [],
-                wait_moves=[move.move_id for move in moves],
+                wait_moves=self._store.awaited(context),
             )
         )
         prompt.turn = Turn(device, slice_id, until, is_first=not sampled)
         device.running[prompt] = None
         device.by_slice[slice_id] = prompt
         return True
+
+    def _prepare(self, prompt: Prompt, device: Device, end: int, spare: int) -> list[Move] | None:
+        """Have pages for the prompt up to position `end`, those that are cached among them; None if there is
+        no room."""
+        has_joined = self._prefixes.join(prompt, device)
+        moves = self._store.prepare(prompt.context, device.pool_id, end, spare=spare)
+        if moves is not None:
+            self._prefixes.count(prompt)
+        elif has_joined:
+            self._prefixes.part(prompt)
+        return moves
 
     def extend(self, prompt: Prompt) -> bool:
         """Queue the next slice of a running prompt behind the one it has."""

@@ -5,15 +5,22 @@ A context has at most one *local* copy (in the pool of the device where it runs,
 preemption. A page, once full, never changes, so a mirror only ever grows at its end; a last page that was
 copied half full is copied again when it has more.
 
-Both have one `PageTable` per layer group. A local copy lacks what was evicted, from the front, and has room
-for positions that come next; a mirror has the live pages of positions below `mirror_target`, and no others.
+A context may begin where another, its *parent*, ends: it has the pages from `start` on, and shares those
+before with all that continue the same parent, which does not grow any more. The context of a prompt that
+ended may stay, *cached*, for prompts to come.
+
+Both copies have one `PageTable` per layer group. A local copy lacks what was evicted, from the front, and has
+room for positions that come next; a mirror has the live pages of positions below `mirror_target`, and no
+others.
 """
 
+from collections.abc import Container, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from engine.memory.page import PageLayout
 from engine.memory.page_table import PageTable
 from engine.memory.pool import Extent
+from engine.memory.prefix_tree import PrefixNode
 
 ABSENT = 0  # in a slice's tables: a page behind the window. Local pools keep page 0 for padding
 
@@ -22,8 +29,14 @@ ABSENT = 0  # in a slice's tables: a page behind the window. Local pools keep pa
 class Context:
     """The page tables of one prompt; `engine.memory.store.ContextStore` alone changes them."""
 
-    layout: PageLayout
+    layout: PageLayout = field(repr=False)
     serial: int = 0  # in order of opening
+    parent: "Context | None" = field(default=None, repr=False)  # has the pages of positions before `start`
+    start: int = 0  # a page border
+    children: "dict[Context, None]" = field(default_factory=dict, repr=False)
+    node: "PrefixNode[Context] | None" = field(default=None, repr=False)  # in the index
+    indexed_at: int | None = None  # pool id of the device by whose index it is found
+    salt: Hashable = None  # of the prompts that may find it
     computed: int = 0  # positions that exist somewhere
     mirrored: int = 0  # of those, a prefix that is complete in the mirror
     mirror_target: int = 0  # what `mirrored` will be when the moves in flight are complete
@@ -32,11 +45,15 @@ class Context:
     mirror: list[PageTable] = field(init=False)  # by group
     live_from: list[int] = field(init=False)  # [group] first page index that is not behind the window
     arriving: list[int] | None = None  # [group] while fetches are in flight: local pages below are theirs
+    fetches: list[int] = field(default_factory=list)  # the moves that do, while they are in flight
     retired: list[Extent] = field(default_factory=list)  # mirrored pages that moves in flight may still touch
     moves_in_flight: int = 0
     evictable: int = 0  # local pages that may be dropped without losing anything, as its pool counts them
     in_motion: int = 0  # local pages that wait for moves while it does not run, as its pool counts them
+    num_prompts: int = 1  # that need it: its own, and those of its descendants
+    num_users: int = 0  # descendants that run
     is_running: bool = False  # a runner has, or is about to get, a slice with these pages
+    is_growing: bool = True  # a prompt, or a slice that is being cancelled, may write to it
     is_closing: bool = False  # its prompt is gone
 
     def __post_init__(self) -> None:
@@ -44,6 +61,27 @@ class Context:
         self.local = [PageTable() for _ in range(num_groups)]
         self.mirror = [PageTable() for _ in range(num_groups)]
         self.live_from = [0] * num_groups
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether no prompt needs it."""
+        return not (self.num_prompts or self.is_growing or self.is_closing)
+
+    @property
+    def has_family(self) -> bool:
+        """Whether it shares pages with others, or begins where another ends."""
+        return self.parent is not None or bool(self.children)
+
+    def ancestors(self) -> "Sequence[Context]":
+        """Those that it continues, the nearest first."""
+        context = self.parent
+        if context is None:
+            return ()
+        found = []
+        while context is not None:
+            found.append(context)
+            context = context.parent
+        return found
 
     @property
     def num_local(self) -> int:
@@ -72,6 +110,10 @@ class Context:
         """Whether the local copy has positions that the mirror lacks."""
         return self.mirrored < self.computed
 
+    def would_be_lost(self, pools: Container[int]) -> bool:
+        """Whether positions of it, or that it continues, are nowhere but in these pools."""
+        return any(each.is_dirty and each.home in pools for each in (self, *self.ancestors()))
+
     def num_absent(self, end: int) -> int:
         """Live pages for positions below `end` that are not in the local copy."""
         last = -(-end // self.layout.page_tokens)
@@ -84,15 +126,24 @@ class Context:
 
     def slice_tables(self) -> list[list[int]]:
         """By group, the local page of every index; ABSENT behind a window. All that is live is local."""
-        if len(self.local) == 1 and not self.local[0].first:
+        if self.parent is None and len(self.local) == 1 and not self.local[0].first:
             return [self.local[0].pages()]
-        return [[ABSENT] * table.first + table.pages() for table in self.local]
+        tables: list[list[int]] = [[] for _ in self.local]
+        for context in (*reversed(self.ancestors()), self):
+            for pages, table in zip(tables, context.local, strict=True):
+                if table.num_pages:
+                    pages += [ABSENT] * (table.first - len(pages))
+                    pages += table.pages()
+        return tables
 
     def check_integrity(self) -> None:
         """Counts agree with tables, and every live computed page is somewhere. Raises AssertionError."""
         for table in (*self.local, *self.mirror):
             table.check_integrity()
+        assert self.start <= self.computed
         assert self.mirrored <= self.computed
+        assert self.parent is None or (self in self.parent.children and self.parent.computed == self.start)
+        assert self.num_users == sum(child.is_running for child in self.descendants() if child.is_growing)
         assert self.mirrored <= self.mirror_target
         if self.is_closing:
             return
@@ -106,3 +157,14 @@ class Context:
                 assert absent_end * self.layout.page_tokens <= self.mirrored or not self.is_dirty, (
                     "an evicted page has no mirror"
                 )
+
+    def is_family_moving(self) -> bool:
+        """Whether it or a descendant has a move in flight."""
+        return self.moves_in_flight > 0 or any(c.moves_in_flight for c in self.descendants())
+
+    def descendants(self) -> "list[Context]":
+        """All that continue it."""
+        found = list(self.children)
+        for child in found:
+            found += child.children
+        return found

@@ -3,7 +3,7 @@
 from engine.memory.context import Context
 from engine.memory.local_copies import LocalCopies
 from engine.memory.losses import Losses
-from engine.memory.mirrors import Mirrors
+from engine.memory.mirrors import Cache, Mirrors
 from engine.memory.open_moves import OpenMoves, Purpose
 from engine.memory.page_table import PageTable, Paths
 from engine.messages import Move
@@ -25,6 +25,7 @@ class Copying:
         self._moves = moves
         self._losses = losses
         self._running = running
+        self.cache: Cache | None = None
 
     def can_fetch(self, context: Context, pool_id: int) -> bool:
         """Whether the device of this local pool reaches all of the context."""
@@ -54,11 +55,12 @@ class Copying:
                 paths.add(sources, added[group][: last - first])
         if not paths:
             return []
-        context.arriving = until
-        return [
+        moves = [
             self._moves.start(context, Purpose.FETCH, context.home, (pool.pool_id, context.home), pages)
             for pool, pages in paths.items()
         ]
+        context.arriving, context.fetches = until, [move.move_id for move in moves]
+        return moves
 
     def mirror(self, context: Context, *, whole: bool) -> list[Move]:
         """Moves of what the mirror lacks: full pages, and with `whole` the half-full last one too.
@@ -71,7 +73,7 @@ class Copying:
         if context.moves_in_flight or home is None or upto <= context.mirrored:
             return []
         first, last = context.mirrored // page_tokens, -(-upto // page_tokens)
-        if not self._mirrors.grow(context, last) and not self._make_redundant_way(context, last):
+        if not self._mirrors.grow(context, last) and not self._make_way(context, home, last):
             return []
         context.mirror_target = upto
         paths = Paths()
@@ -89,13 +91,14 @@ class Copying:
         self._local.set_in_motion(context)
         return moves
 
-    def _make_redundant_way(self, context: Context, last: int) -> bool:
-        """Give pages of an idle context below index `last` their places after all, if mirrors of contexts
-        that run can make the room: what is local need not be kept twice."""
-        home = context.home
-        if home is None or context.is_running:
-            return False
+    def _make_way(self, context: Context, home: int, last: int) -> bool:
+        """Give pages of a context below index `last` their places after all, if cached contexts can make the
+        room, or, for an idle one, mirrors of contexts that run: what is local need not be kept twice."""
         missing = self._mirrors.num_missing(context, last)
+        if self.cache is not None and self.cache.make_room_in_tiers(home, missing, context):
+            return self._mirrors.grow(context, last)
+        if context.is_running or context.is_cached:
+            return False
         for other in self._running:
             if self._losses.drop_mirror(other) and self._mirrors.has_room(home, missing):
                 return self._mirrors.grow(context, last)

@@ -22,14 +22,52 @@ class Landlord(Protocol):
         """Give so many back: at once what can be, the rest by and by."""
 
 
+class Cache(Protocol):
+    """Knows the contexts that no prompt needs."""
+
+    def give_way(self, context: Context, count: int) -> None:
+        """Free `count` local pages of a cached context, or all if it has fewer."""
+
+
 @dataclass(slots=True)
-class _Idlers:
-    """The contexts that have pages in a pool and do not run; idle longest first."""
+class _Queue:
+    """Contexts that have pages in a pool and do not run; idle longest first."""
 
     contexts: dict[Context, None] = field(default_factory=dict)
     dirty: dict[Context, None] = field(default_factory=dict)  # not mirrored, nor being mirrored
-    evictable: int = 0  # pages that can be dropped without losing anything
+    evictable: int = 0  # pages that can be dropped without losing anything that a prompt needs
     in_motion: int = 0  # pages of contexts that have moves in flight
+
+    def recount(self, context: Context, evictable: int) -> None:
+        """Bring the counts up to date after a change to a context that is here."""
+        in_motion = context.num_local if context.moves_in_flight else 0
+        if context.mirrored < context.computed and not in_motion:
+            self.dirty[context] = None
+        else:
+            self.dirty.pop(context, None)
+        self.evictable += evictable - context.evictable
+        self.in_motion += in_motion - context.in_motion
+        context.evictable, context.in_motion = evictable, in_motion
+
+    def remove(self, context: Context) -> None:
+        del self.contexts[context]
+        self.dirty.pop(context, None)
+        self.evictable -= context.evictable
+        self.in_motion -= context.in_motion
+        context.evictable = context.in_motion = 0
+
+
+@dataclass(slots=True)
+class _Idlers:
+    """Who is idle in a pool: contexts that prompts need, and cached ones."""
+
+    needed: _Queue = field(default_factory=_Queue)
+    cached: _Queue = field(default_factory=_Queue)
+
+    def queue_of(self, context: Context) -> _Queue | None:
+        if context in self.needed.contexts:
+            return self.needed
+        return self.cached if context in self.cached.contexts else None
 
 
 class LocalCopies:
@@ -38,6 +76,7 @@ class LocalCopies:
     def __init__(self, layout: PageLayout, counters: StoreCounters) -> None:
         self.pools: dict[int, PagePool] = {}
         self.landlord: Landlord | None = None
+        self.cache: Cache | None = None
         self._layout = layout
         self._counters = counters
         self._idlers: dict[int, _Idlers] = {}  # by pool
@@ -52,36 +91,49 @@ class LocalCopies:
     # ------------------------------------------------------------------ room
 
     def num_available(self, pool_id: int, *, besides: Context | None = None) -> int:
-        """Pages of the pool that are free, or could be freed at once without losing anything."""
-        available = self.pools[pool_id].num_free + self._idlers[pool_id].evictable
+        """Pages of the pool that are free, or could be freed at once without losing anything that is needed;
+        not counting those of `besides` and its ancestors."""
+        idlers = self._idlers[pool_id]
+        available = self.pools[pool_id].num_free + idlers.needed.evictable + idlers.cached.evictable
         if self.landlord is not None:
             available += self.landlord.num_regainable(pool_id)
-        if besides is not None and besides.home == pool_id:
-            available -= besides.evictable
+        while besides is not None:
+            if besides.home == pool_id:
+                available -= besides.evictable
+            besides = besides.parent
         return available
 
     def make_room(self, pool_id: int, count: int, *, besides: Context | None = None) -> bool:
-        """Have `count` free pages, if that loses nothing: take back what was lent, and evict what is idle
-        longest. Else nothing changes, but lent pages are on their way back."""
-        pool = self.pools[pool_id]
+        """Have `count` free pages, if that loses nothing that is needed: let cached contexts give way, take
+        back what was lent, evict what is idle longest. Else nothing changes, but lent pages are on their way
+        back."""
+        pool, cached = self.pools[pool_id], self._idlers[pool_id].cached
         if count <= pool.num_free:
             return True
-        if self.landlord is not None:
-            self.landlord.regain(pool_id, count - pool.num_free)
-            if count <= pool.num_free:
-                return True
+        short = count - pool.num_free - cached.evictable
+        if short > 0 and self.landlord is not None:
+            self.landlord.regain(pool_id, short)
         if count > self.num_available(pool_id, besides=besides):
             return False
+        while cached.evictable and count > pool.num_free:
+            victim = next(context for context in cached.contexts if context.evictable)
+            assert self.cache is not None
+            self.cache.give_way(victim, count - pool.num_free)
+        if count > pool.num_free:
+            self._evict_needed(pool, count, besides)
+        return True
+
+    def _evict_needed(self, pool: PagePool, count: int, besides: Context | None) -> None:
+        kept = [besides, *besides.ancestors()] if besides is not None else []
         victims, short = [], count - pool.num_free
-        for context in self._idlers[pool_id].contexts:
-            if context.evictable and context is not besides:
+        for context in self._idlers[pool.pool_id].needed.contexts:
+            if context.evictable and context not in kept:
                 victims.append(context)
                 short -= context.evictable
                 if short <= 0:
                     break
         for victim in victims:
-            self._evict(victim, count - pool.num_free)
-        return True
+            self.evict(victim, count - pool.num_free)
 
     def allocate(self, context: Context, end: int) -> list[list[int]]:
         """Give every live position below `end` a local page; there is room. Returns those added, by group:
@@ -102,7 +154,7 @@ class LocalCopies:
         would not be free."""
         self.pools[pool_id].recall(number)
         self._leaving.setdefault(pool_id, set()).add(number)
-        for context in self._idlers[pool_id].contexts:
+        for context in self.idle(pool_id):
             self.recount(context)
 
     def is_shrinking(self, pool_id: int) -> bool:
@@ -127,61 +179,83 @@ class LocalCopies:
 
     # ------------------------------------------------------------------ idle contexts
 
-    def idle(self, pool_id: int) -> Iterable[Context]:
-        """Contexts with pages here that do not run, idle longest first."""
-        return self._idlers[pool_id].contexts
+    def idle(self, pool_id: int) -> list[Context]:
+        """Contexts with pages here that do not run, those first that give way first."""
+        idlers = self._idlers[pool_id]
+        return [*idlers.cached.contexts, *idlers.needed.contexts]
 
     def idle_dirty(self, pool_id: int) -> list[Context]:
-        """Contexts with pages here that do not run, are not mirrored, and are not being mirrored."""
-        return list(self._idlers[pool_id].dirty)
+        """Contexts with pages here that prompts need and that do not run, are not mirrored, and are not being
+        mirrored."""
+        return list(self._idlers[pool_id].needed.dirty)
+
+    def cached_dirty(self, pool_id: int) -> Iterable[Context]:
+        """The same of those that no prompt needs; least recently used first."""
+        return self._idlers[pool_id].cached.dirty
 
     def num_in_motion(self, pool_id: int) -> int:
         """Pages of contexts that do not run and have moves in flight."""
-        return self._idlers[pool_id].in_motion
+        idlers = self._idlers[pool_id]
+        return idlers.needed.in_motion + idlers.cached.in_motion
 
     def rest(self, context: Context) -> None:
         """The context, which has a local copy, does not run any more."""
         assert context.home is not None
-        self._idlers[context.home].contexts[context] = None
-        self.recount(context)
+        idlers = self._idlers[context.home]
+        queue = idlers.cached if context.is_cached else idlers.needed
+        queue.contexts[context] = None
+        queue.recount(context, self._num_evictable(context))
 
     def wake(self, context: Context) -> None:
         """The context is not idle any more."""
-        idlers = self._idlers[context.home] if context.home is not None else None
-        if idlers is not None and context in idlers.contexts:
-            del idlers.contexts[context]
-            idlers.dirty.pop(context, None)
-            idlers.evictable -= context.evictable
-            idlers.in_motion -= context.in_motion
-            context.evictable = context.in_motion = 0
+        if context.home is not None:
+            queue = self._idlers[context.home].queue_of(context)
+            if queue is not None:
+                queue.remove(context)
+
+    def requeue(self, context: Context) -> None:
+        """If the context is idle, it goes to the end of its queue: it was needed just now."""
+        if context.home is not None:
+            queue = self._idlers[context.home].queue_of(context)
+            if queue is not None:
+                queue.remove(context)
+                self.rest(context)
+
+    def divide(self, context: Context, upper: Context) -> None:
+        """Some of the pages of the context's local copy have become those of `upper`."""
+        if context.home is None:
+            return
+        is_idle = self._idlers[context.home].queue_of(context) is not None
+        if upper.num_local:
+            upper.home = context.home
+            if is_idle:
+                self.rest(upper)
+        if is_idle and not context.num_local:
+            self.release(context)
+        else:
+            self.recount(context)
 
     def set_in_motion(self, context: Context) -> None:
-        """Moves out of the local copy have begun: what may be evicted is what it was."""
-        idlers = self._idlers[context.home] if context.home is not None else None
-        if idlers is not None and context in idlers.contexts:
-            idlers.dirty.pop(context, None)
-            idlers.in_motion -= context.in_motion
-            context.in_motion = context.num_local
-            idlers.in_motion += context.in_motion
+        """Moves out of the local copy have begun."""
+        if context.home is not None:
+            idlers = self._idlers[context.home]
+            if context in idlers.needed.contexts:  # what may be evicted is what it was
+                idlers.needed.recount(context, context.evictable)
+            elif context in idlers.cached.contexts:
+                idlers.cached.recount(context, 0)
 
     def recount(self, context: Context) -> None:
         """Bring the pool's counts of idle contexts up to date after a change to this one."""
-        idlers = self._idlers[context.home] if context.home is not None else None
-        if idlers is None or context not in idlers.contexts:
-            return
-        evictable = self._num_evictable(context)
-        in_motion = context.num_local if context.moves_in_flight else 0
-        if context.mirrored < context.computed and not in_motion:
-            idlers.dirty[context] = None
-        else:
-            idlers.dirty.pop(context, None)
-        idlers.evictable += evictable - context.evictable
-        idlers.in_motion += in_motion - context.in_motion
-        context.evictable, context.in_motion = evictable, in_motion
+        if context.home is not None:
+            queue = self._idlers[context.home].queue_of(context)
+            if queue is not None:
+                queue.recount(context, self._num_evictable(context))
 
     def _num_evictable(self, context: Context) -> int:
         if self._leaving and self.is_in_the_way(context):
             return 0  # what is dropped there is not free
+        if context.is_cached:
+            return 0 if context.moves_in_flight else context.num_local
         clean, count = context.num_clean_pages, 0
         for table in context.local:
             below = clean - table.first
@@ -224,7 +298,7 @@ class LocalCopies:
         else:
             self.release(context)
 
-    def _evict(self, context: Context, count: int) -> None:
+    def evict(self, context: Context, count: int) -> None:
         """Drop local pages of an idle context that are clean, `count` if it has so many: its first ones. A
         small one is dropped whole, since it has to be fetched anyway before it runs again."""
         clean, num_local = context.num_clean_pages, context.num_local
@@ -243,8 +317,10 @@ class LocalCopies:
     def check_integrity(self) -> None:
         """The counts of idle contexts agree with them. Raises AssertionError."""
         for idlers in self._idlers.values():
-            assert idlers.evictable == sum(context.evictable for context in idlers.contexts)
-            assert idlers.in_motion == sum(context.in_motion for context in idlers.contexts)
-            assert all(context.evictable == self._num_evictable(context) for context in idlers.contexts)
-            dirty = {c for c in idlers.contexts if c.is_dirty and not c.moves_in_flight}
-            assert set(idlers.dirty) == dirty
+            for queue in (idlers.needed, idlers.cached):
+                contexts = queue.contexts
+                assert queue.evictable == sum(context.evictable for context in contexts)
+                assert queue.in_motion == sum(context.in_motion for context in contexts)
+                assert all(context.evictable == self._num_evictable(context) for context in contexts)
+                assert all(context.is_cached == (queue is idlers.cached) for context in contexts)
+                assert set(queue.dirty) == {c for c in contexts if c.is_dirty and not c.moves_in_flight}

@@ -1,11 +1,20 @@
 """What is given up for good: redundant mirrors, and positions that will have to be recomputed."""
 
+from typing import Protocol
+
 from engine.memory.context import Context
 from engine.memory.counters import StoreCounters
 from engine.memory.local_copies import LocalCopies
 from engine.memory.mirrors import Mirrors
 from engine.memory.page import PageLayout
 from engine.memory.pool import Extent
+
+
+class Cache(Protocol):
+    """Knows what continues a context."""
+
+    def shortened(self, context: Context) -> None:
+        """Positions of a context are gone that others continued."""
 
 
 class Losses:
@@ -18,6 +27,7 @@ class Losses:
         self._local = local
         self._mirrors = mirrors
         self._counters = counters
+        self.cache: Cache | None = None
 
     def drop_mirror(self, context: Context) -> int:
         """Release the mirror of a context whose local copy is whole; the number of pages that came back."""
@@ -53,8 +63,10 @@ class Losses:
         self._local.recount(context)
 
     def forget_from(self, context: Context, position: int) -> None:
-        """Positions from this one on have to be recomputed; all of them, if a window has moved past it."""
+        """Positions from this one on have to be recomputed; all of the context's own, if a window has moved
+        past it. What continued it has to begin again."""
         before = context.computed
+        position = max(position, context.start)
         if self._is_trimmed_behind(context, position):
             self.release_all(context)
         else:
@@ -63,21 +75,30 @@ class Losses:
             self._local.cut(context, context.num_valid_pages)
             if context.home is not None and not context.num_local:
                 self._local.release(context)
+        if context.is_growing and context.num_prompts:
+            self.count(before - context.computed)
+        if self.cache is not None and not context.is_growing:
+            self.cache.shortened(context)
+
+    def count(self, num_tokens: int) -> None:
+        """A context that a prompt needs has lost so many positions."""
         self._counters.dropped_contexts += 1
-        self._counters.dropped_tokens += before - context.computed
+        self._counters.dropped_tokens += num_tokens
 
     def release_all(self, context: Context) -> None:
         """Give up every page of the context."""
         self._local.release(context)
         self._mirrors.drop_all(context)
-        context.computed = 0
-        context.live_from = [0] * len(context.live_from)
+        context.computed = context.start
+        context.live_from = [context.start // self._layout.page_tokens] * len(context.live_from)
 
     def _is_trimmed_behind(self, context: Context, position: int) -> bool:
-        """Whether pages are gone, behind a window, that a token at `position` would read."""
-        first_live = self._layout.first_live_page
+        """Whether pages are gone, behind a window, that a token at `position` would read. Ancestors have what
+        those before `start` need."""
+        first_live, first = self._layout.first_live_page, context.start // self._layout.page_tokens
         return any(
-            live_from > first_live(group, position) for group, live_from in enumerate(context.live_from)
+            live_from > max(first, first_live(group, position))
+            for group, live_from in enumerate(context.live_from)
         )
 
 

@@ -23,6 +23,13 @@ class Market(Protocol):
         """Add segments to this pool for `num_pages` more, as far as they are on offer."""
 
 
+class Cache(Protocol):
+    """Knows the contexts that no prompt needs."""
+
+    def make_room_in_tiers(self, home: int, count: int, asker: Context) -> bool:
+        """Have room for `count` pages more of a context at `home`, if giving up cached ones makes it."""
+
+
 class Mirrors:
     """Gives mirrored pages their places in `tiers` and takes them back."""
 
@@ -42,13 +49,20 @@ class Mirrors:
 
     def has_room(self, home: int, count: int) -> bool:
         """Whether mirrors of contexts at `home` could have so many pages more."""
+        return self.num_short(home, count) <= 0
+
+    def num_short(self, home: int, count: int) -> int:
+        """How many pages are lacking for so many more of contexts at `home`; none, if not above 0."""
         classes = self.placement.classes(home)
         for pools in classes:
             for pool_id in pools:
                 count -= self.tiers[pool_id].num_free
                 if count <= 0:
-                    return True
-        return count <= sum(self._num_on_offer(pool_id) for pools in classes for pool_id in pools)
+                    return count
+        for pools in classes:
+            for pool_id in pools:
+                count -= self._num_on_offer(pool_id)
+        return count
 
     def grow(self, context: Context, last: int) -> bool:
         """Give every live page below index `last` a place in the best tiers that have room; False, with
@@ -163,7 +177,7 @@ class Mirrors:
         dropped = 0
         for table in context.mirror:
             dropped += table.clear()
-        context.mirrored = context.mirror_target = 0
+        context.mirrored = context.mirror_target = context.start
         return dropped
 
     def release_retired(self, context: Context) -> None:

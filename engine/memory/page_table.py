@@ -149,6 +149,23 @@ class PageTable:
 
     # ------------------------------------------------------------------ replacing
 
+    def give_before(self, index: int, other: "PageTable", holder: "Context") -> None:
+        """Give the pages with lower indices to `other`, an empty table of `holder`."""
+        count = min(index - self.first, self.num_pages)
+        if count <= 0:
+            return
+        other.first, other.num_pages = self.first, count
+        self.first += count
+        self.num_pages -= count
+        while count:
+            extent = self.extents[0]
+            if len(extent.pages) > count:
+                self.split(extent, count)
+            del self.extents[0]
+            extent.holder = holder
+            other.extents.append(extent)
+            count -= len(extent.pages)
+
     def split(self, extent: Extent, count: int) -> Extent:
         """Leave the first `count` pages to `extent`, which is in this table; the others, as the next one."""
         rest = extent.segment.pool.split(extent, count)

@@ -4,7 +4,7 @@ from engine.memory.context import Context
 from engine.memory.counters import StoreCounters
 from engine.memory.local_copies import LocalCopies
 from engine.memory.losses import Losses
-from engine.memory.mirrors import Mirrors
+from engine.memory.mirrors import Cache, Mirrors
 from engine.memory.open_moves import OpenMove, OpenMoves, Purpose, Relocation
 from engine.memory.pool import Extent, PagePool
 from engine.messages import Move
@@ -30,6 +30,7 @@ class Reclaim:
         self._moves = moves
         self._losses = losses
         self._counters = counters
+        self.cache: Cache | None = None
         self._recalled: dict[tuple[int, int], None] = {}  # (pool id, segment)
         self._runners: dict[tuple[int | None, int], int | None] = {}  # (home, pool id) -> who moves
 
@@ -79,10 +80,11 @@ class Reclaim:
     ) -> None:
         """Start moving these extents of an idle or partly local context to the best tiers that have room; if
         there is none for all of them, they are lost. Nothing happens if nobody is there to do it."""
-        for pool, own in _by_pool(extents):
+        held = [extent for extent in extents if extent in extent.segment.extents]  # if it was not given up
+        for pool, own in _by_pool(held) if held else ():
             runner = self._choose_runner(context, pool.pool_id, runners)
             if runner is None:
-                if runners and not context.moves_in_flight:
+                if runners and not context.is_family_moving():
                     self._losses.lose(context, own)
                     return  # it may have taken the other extents along
                 continue
@@ -91,10 +93,10 @@ class Reclaim:
             if target is not None:
                 relocations = [(extent, target.allocate(len(extent.pages), context)) for extent in own]
                 moves.append((runner, self._start(context, runner, pool, target, relocations)))
-            elif self._mirrors.has_room(runner, count):
+            elif self._mirrors.has_room(runner, count) or self._make_room(runner, count, context):
                 for each, relocations in self._new_places(context, own, runner).items():
                     moves.append((runner, self._start(context, runner, pool, each, relocations)))
-            elif not context.moves_in_flight:
+            elif not context.is_family_moving():
                 self._losses.lose(context, own)
                 return
         self._local.recount(context)
@@ -142,6 +144,9 @@ class Reclaim:
         """The runner is gone before the copies were complete."""
         for _, new in lost.relocations:
             lost.context.retired += new
+
+    def _make_room(self, runner: int, count: int, context: Context) -> bool:
+        return self.cache is not None and self.cache.make_room_in_tiers(runner, count, context)
 
     def _choose_runner(self, context: Context, pool_id: int, runners: list[int]) -> int | None:
         """The context's own runner if it works and reaches the pool, else another that does."""

@@ -17,6 +17,9 @@ of tiers that are wanted back (`reclaim`), segments of local pools that are to b
 is given up for good (`losses`).
 """
 
+from collections.abc import Hashable
+from itertools import islice
+
 from engine.memory.context import Context
 from engine.memory.copying import Copying
 from engine.memory.counters import StoreCounters
@@ -28,15 +31,21 @@ from engine.memory.open_moves import OpenMove, OpenMoves, Purpose
 from engine.memory.page import PageLayout
 from engine.memory.placement import Placement
 from engine.memory.pool import Extent, PagePool
+from engine.memory.prefix_cache import Prefix, PrefixCache
 from engine.memory.reclaim import Reclaim
 from engine.memory.vacating import Vacating
 from engine.messages import Move
+
+CACHE_MIRROR_FREE = 0.25  # cached contexts are copied out while less than this part of a pool is free, ...
+CACHE_MIRROR_BATCH = 4  # ... so many at a time
 
 
 class ContextStore:
     """`local_pools` are the devices' (by pool id), `tiers` the places for mirrors."""
 
-    def __init__(self, layout: PageLayout, placement: Placement | None = None) -> None:
+    def __init__(
+        self, layout: PageLayout, placement: Placement | None = None, *, shares_prefixes: bool = False
+    ) -> None:
         self.layout = layout
         self.placement = placement or Placement()
         self.counters = StoreCounters()
@@ -50,6 +59,13 @@ class ContextStore:
         self._vacating = Vacating(self._local, self._mirrors, self._moves, self._losses)
         self._copying = Copying(self._local, self._mirrors, self._moves, self._losses, self._running)
         self._departures = Departures(self._local)
+        self.shares_prefixes = shares_prefixes
+        self._prefixes: PrefixCache | None = None
+        if shares_prefixes:
+            self._prefixes = PrefixCache(
+                layout, self._local, self._mirrors, self._losses, self._running, self.open, self.close
+            )
+            self._reclaim.cache = self._copying.cache = self._prefixes
         self._windowed = [group for group, layers in enumerate(layout.groups) if layers.window is not None]
         self._last_serial = 0
 
@@ -91,6 +107,8 @@ class ContextStore:
     def close(self, context: Context) -> None:
         """The prompt is gone; its pages are free as soon as rules 2 and 3 allow."""
         context.is_closing = True
+        if self._prefixes is not None:
+            self._prefixes.close(context)
         self._settle(context)
 
     def drop(self, context: Context) -> None:
@@ -101,17 +119,94 @@ class ContextStore:
         self._local.release(context)
         if context.is_dirty:
             self._losses.forget_from(context, context.mirrored)
+        if self._prefixes is not None and context.is_growing and context.computed == context.start:
+            self._prefixes.leave(context)  # ancestors must not be kept for it
+
+    def lose_local(self, pool_id: int) -> None:
+        """The bytes of a local pool are gone, where nothing runs any more; contexts that are moving from
+        there (`coming_from`) have been closed."""
+        for context in [c for c in self.contexts if c.home == pool_id]:
+            if context.moves_in_flight and not context.is_growing:
+                self.abandon(context)
+            elif context.home == pool_id and not context.is_closing:
+                self.drop(context)
+
+    def abandon(self, context: Context) -> None:
+        """Nothing of a context that does not grow is to be trusted. Prompts that continue it and cannot begin
+        again at once, as they run or move, have been closed."""
+        if self._prefixes is not None and not context.is_closing:
+            self._prefixes.abandon(context)
+
+    # ------------------------------------------------------------------ prefixes
+
+    def find_prefix(self, pool_id: int, salt: Hashable, tokens: bytes) -> Prefix:
+        """How much of a prompt is computed on the device of this pool, of prompts with the same salt.
+        `tokens` (`prefix_tree.pack_tokens`) are the prompt's but for the last: that is always computed."""
+        if self._prefixes is None:
+            return Prefix()
+        return self._prefixes.find(pool_id, salt, tokens)
+
+    def join(self, context: Context, pool_id: int, salt: Hashable, tokens: bytes, prefix: Prefix) -> Context:
+        """The prompt of an empty context goes on from a prefix that was just found on this device, and can be
+        found itself. Returns the context that is the prompt's from now on."""
+        assert context.node is None
+        if self._prefixes is None:
+            return context
+        return self._prefixes.join(context, pool_id, salt, tokens, prefix)
+
+    def part(self, context: Context, tokens: bytes) -> Context:
+        """Undo `join`: there was no room. Returns an empty context for the prompt."""
+        if self._prefixes is None or context.node is None:
+            return context
+        if context.computed > context.start:  # it was taken over
+            self._prefixes.retire(context, tokens)
+            return self.open()
+        self._prefixes.leave(context)
+        return context
+
+    def retire(self, context: Context, tokens: bytes) -> None:
+        """The prompt has ended; `tokens` are all of it and of its answer. Others that begin alike may use
+        what it computed, while there is room."""
+        if self._prefixes is None or context.node is None:
+            self.close(context)
+        else:
+            self._prefixes.retire(context, tokens)
+
+    def mirror_cached(self, pool_id: int) -> list[Move]:
+        """Copy out some cached contexts, if their room will soon be wanted and there is some in the tiers."""
+        pool, moves = self._local.pools[pool_id], []
+        if self._prefixes is None or pool.num_free >= pool.num_usable * CACHE_MIRROR_FREE:
+            return []
+        for context in list(islice(self._local.cached_dirty(pool_id), CACHE_MIRROR_BATCH)):
+            moves += self.mirror(context, whole=True)
+        return moves
+
+    def num_cached_pages(self) -> dict[int, int]:
+        """Pages of contexts that no prompt needs, by pool, of those that have some."""
+        counts: dict[int, int] = {}
+        for context in self._prefixes.contexts() if self._prefixes is not None else ():
+            for table in (*context.local, *context.mirror):
+                for extent in table.extents:
+                    pool_id = extent.segment.pool.pool_id
+                    counts[pool_id] = counts.get(pool_id, 0) + len(extent.pages)
+        return counts
 
     # ------------------------------------------------------------------ running
 
     def pages_needed(self, context: Context, pool_id: int, end: int) -> int:
         """Pages to allocate in pool `pool_id` before `context` can run there up to position `end`."""
-        if context.home == pool_id:
-            return context.num_absent(end)
-        return context.num_absent(end) + context.num_local
+        needed = context.num_absent(end)
+        if context.home != pool_id:
+            needed += context.num_local
+        for each in context.ancestors():
+            needed += each.num_absent(each.computed)
+            if each.home != pool_id:
+                needed += each.num_local
+        return needed
 
     def num_available(self, pool_id: int, *, besides: Context | None = None) -> int:
-        """Pages of the pool that are free, or could be freed at once without losing anything."""
+        """Pages of the pool that are free, or could be freed at once without losing anything that a prompt
+        needs; not counting those of `besides` and its ancestors."""
         return self._local.num_available(pool_id, besides=besides)
 
     def prepare(self, context: Context, pool_id: int, end: int, *, spare: int = 0) -> list[Move] | None:
@@ -122,19 +217,38 @@ class ContextStore:
         somewhere else, it has pages that the device cannot reach, or some in a segment that is to be empty.
         """
         assert not context.is_running
-        if context.home == pool_id and self._vacating.is_in_the_way(context):
+        ancestors = context.ancestors()
+        if not self._may_come(context, pool_id):
             return None
-        if context.home != pool_id and (
-            context.moves_in_flight or not self._copying.can_fetch(context, pool_id)
-        ):
-            return None
+        for each in ancestors:
+            if not self._may_come(each, pool_id):
+                return None
         needed = self.pages_needed(context, pool_id, end)
         if spare and needed + spare > self._local.num_available(pool_id, besides=context):
             return None
         if not self._local.make_room(pool_id, needed, besides=context):
             return None
+        moves = self._bring(context, pool_id, end)
+        for each in ancestors:
+            if not each.is_running:
+                moves += self._bring(each, pool_id, each.computed)
+            each.num_users += 1
+        return moves
+
+    def _may_come(self, context: Context, pool_id: int) -> bool:
+        """Whether nothing but room keeps the context from coming to this pool, or staying there."""
+        if context.home == pool_id:
+            return not self._vacating.is_in_the_way(context)
+        if context.is_running or context.moves_in_flight or not self._copying.can_fetch(context, pool_id):
+            return False
+        return context.node is None or context.indexed_at == pool_id or not context.has_family
+
+    def _bring(self, context: Context, pool_id: int, end: int) -> list[Move]:
+        """Have all that is live of the context below `end` in this pool, where there is room."""
         self._local.wake(context)
         old = self._departures.leave(context) if context.home not in (pool_id, None) else []
+        if self._prefixes is not None and context.indexed_at not in (None, pool_id):
+            self._prefixes.move(context, pool_id)
         context.home = pool_id
         valid = context.num_valid_pages
         fetch_until = [min(t.first, valid) if t.num_pages else valid for t in context.local]
@@ -142,6 +256,14 @@ class ContextStore:
         context.is_running = True
         self._running[context] = None
         return self._copying.fetch(context, fetch_until, added, old) if valid else []
+
+    def awaited(self, context: Context) -> list[int]:
+        """Moves in flight that bring pages of the context or its ancestors: its slice waits for them."""
+        moves = context.fetches[:] if context.arriving is not None else []
+        for each in context.ancestors():
+            if each.arriving is not None:
+                moves += each.fetches
+        return moves
 
     def extend(self, context: Context, end: int) -> list[list[int]] | None:
         """Let a running context go on to position `end`. Returns the pages added to each group's table, or
@@ -156,6 +278,23 @@ class ContextStore:
     def stop(self, context: Context) -> None:
         """The runner has ended the context's slice. Pages that it did not use come back; the others stay
         until somebody needs the room."""
+        ancestors = context.ancestors()
+        self._rest(context)
+        for each in ancestors:
+            each.num_users -= 1
+            if not each.num_users:
+                self._rest(each)
+        self._settle_stopped(context)
+        for each in ancestors:
+            if not each.is_running:
+                self._settle_stopped(each)
+
+    def _settle_stopped(self, context: Context) -> None:
+        if self._prefixes is not None and not context.num_prompts:
+            self._prefixes.stopped(context)
+        self._settle(context)
+
+    def _rest(self, context: Context) -> None:
         context.is_running = False
         self._running.pop(context, None)
         if not context.is_closing and context.home is not None:
@@ -165,14 +304,14 @@ class ContextStore:
                 self._local.rest(context)
             else:
                 self._local.release(context)
-        self._settle(context)
 
     def trim(self, context: Context) -> None:
         """Release what lies behind sliding windows, local and mirrored, unless a move may touch it."""
         if context.moves_in_flight or not self._windowed:
             return
         for group in self._windowed:
-            first = self.layout.first_live_page(group, context.computed)
+            border = context.computed - context.computed % self.layout.page_tokens  # where others may begin
+            first = self.layout.first_live_page(group, border)
             if first > context.live_from[group]:
                 context.live_from[group] = first
                 context.local[group].drop_before(first)
@@ -224,12 +363,19 @@ class ContextStore:
             if not context.moves_in_flight:
                 if context in self._departures and not context.is_closing:
                     self._departures.undo(context)
+                    if self._prefixes is not None and context.home is not None:
+                        self._prefixes.move(context, context.home)
                 self._settle(context)
             self._local.recount(context)
 
-    def coming_from(self, pool_id: int) -> list[Context]:
-        """Contexts that are being moved out of this pool to another device."""
-        return self._departures.coming_from(pool_id)
+    def coming_from(self, pool_id: int) -> set[Context]:
+        """Contexts that are being moved out of this pool to another device, and such as are on the move and
+        continue others that are in this pool."""
+        coming = set(self._departures.coming_from(pool_id))
+        for context in self.contexts:
+            if context.moves_in_flight and any(each.home == pool_id for each in context.ancestors()):
+                coming.add(context)
+        return coming
 
     @property
     def num_moves_in_flight(self) -> int:
@@ -270,7 +416,13 @@ class ContextStore:
             for number in self.tiers[pool_id].segments
             for holder in self._mirrors.extents_in(pool_id, number)
         }
-        return {context for context in holders if context.moves_in_flight} | self._moves.touching(pool_id)
+        entangled = {context for context in holders if context.moves_in_flight}
+        entangled |= self._moves.touching(pool_id)
+        for context in self.contexts:
+            bad = entangled.union(holders) if context.moves_in_flight else entangled
+            if not bad.isdisjoint(context.ancestors()):
+                entangled.add(context)
+        return entangled
 
     # ------------------------------------------------------------------ local pools that shrink
 
@@ -285,7 +437,7 @@ class ContextStore:
 
     def is_in_the_way(self, context: Context) -> bool:
         """Whether a segment of its local pool cannot be emptied while the context runs."""
-        return self._vacating.is_in_the_way(context)
+        return any(self._vacating.is_in_the_way(each) for each in (context, *context.ancestors()))
 
     def empty_segments(self, pool_id: int) -> list[Move]:
         """Go on emptying segments of this local pool; the moves that its runner has to make."""
@@ -338,5 +490,7 @@ class ContextStore:
         for extent in (*self._departures.held(), *self._moves.being_written()):
             held[extent.segment.pool].append(extent)
         self._local.check_integrity()
+        if self._prefixes is not None:
+            self._prefixes.check_integrity(self.contexts)
         for pool, extents in held.items():
             pool.check_integrity(extents)

@@ -46,8 +46,8 @@ class Vacating:
             self._local.recount(context)
             return [move]
         self._local.drop_clean(context)
-        is_stuck = context.is_dirty and not self._mirrors.has_room(pool.pool_id, context.num_local)
-        if context.num_local and is_stuck:
+        has_place = not context.is_cached and self._mirrors.has_room(pool.pool_id, context.num_local)
+        if context.num_local and context.is_dirty and not has_place and not context.is_family_moving():
             self._local.release(context)
             self._losses.forget_from(context, context.mirrored)
         return []

@@ -27,6 +27,7 @@ class LendingRig:
         seed: int = 0,
         term_ns: int = 10**12,
         links: Links | None = None,
+        shares_prefixes: bool = False,
         **changes,
     ) -> None:
         self.lending = Lending(term_ns)
@@ -41,6 +42,7 @@ class LendingRig:
                 first_pool=number,
                 segment_pages=SEGMENT_PAGES,
                 placement=Placement(links),
+                shares_prefixes=shares_prefixes,
                 **changes,
             )
             for number, size in enumerate(local, start=1)

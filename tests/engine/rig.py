@@ -46,13 +46,14 @@ class Rig:
         first_pool: int = 1,
         segment_pages: int | None = None,
         placement: Placement | None = None,
+        shares_prefixes: bool = True,
         **changes,
     ) -> None:
         self.layout = layout
         self.now_ns = 1_000_000_000
         self.max_batch, self.depth, self.seed = max_batch, depth, seed
         self.settings = settings(**changes)
-        self.store = ContextStore(layout, placement)
+        self.store = ContextStore(layout, placement, shares_prefixes=shares_prefixes)
         self.store.add_tier(PagePool(HOST, host, layout.page_bytes))
         slice_ns, floor_ns = self.settings.slice_ns, self.settings.min_slice_ns
         self.scheduler = Scheduler(
@@ -75,6 +76,7 @@ class Rig:
             self.start_runner(name)
         self.outputs: dict[str, list[int]] = {}
         self.finished: dict[str, FinishReason] = {}
+        self.cached_tokens: dict[str, int] = {}
         self.token_times: dict[str, list[int]] = {}
 
     def start_runner(self, name: str) -> None:
@@ -121,6 +123,7 @@ class Rig:
                 self.runners[name].apply(plan)
         for deltas in self.scheduler.take_deltas().values():
             for delta in deltas:
+                self.cached_tokens[delta.prompt_id] = delta.cached_tokens
                 output = self.outputs[delta.prompt_id]
                 assert delta.start == len(output)
                 output += delta.ids

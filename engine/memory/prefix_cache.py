@@ -1,0 +1,380 @@
+"""The prefix cache: prompts that begin alike share pages, and contexts of prompts that ended stay on.
+
+Sharing is by ancestry. Where a new prompt leaves what an earlier one computed, the earlier context is split:
+its pages up to there become a context of their own that does not grow any more, the *parent* of both. So a
+page has one holder as ever, and what is counted by reference are contexts: by the prompts that need them, and
+by the running ones that use them. A context that no prompt needs is cached: it gives way before anything that
+a prompt needs does, the least recently used first, and children before their parents.
+
+What may be found is asked for by device: a context is in the index of the device where it runs or ran last.
+"""
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+
+from engine.memory.context import Context
+from engine.memory.local_copies import LocalCopies
+from engine.memory.losses import Losses
+from engine.memory.mirrors import Mirrors
+from engine.memory.page import PageLayout
+from engine.memory.prefix_tree import TOKEN_BYTES, PrefixTree
+
+MAX_GENERATIONS = 64  # contexts that one may go through: what is done with it costs by each of them
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """What of a prompt is computed: positions before `end`, in `context` (None: nothing) and its ancestors.
+
+    `num_coming` more tokens are being computed, or on the move, and will be there soon.
+    """
+
+    context: Context | None = None
+    end: int = 0
+    num_coming: int = 0
+
+
+class PrefixCache:
+    """The index, and which contexts are cached. `running`, `open_context` and `close_context` are the
+    store's."""
+
+    def __init__(
+        self,
+        layout: PageLayout,
+        local: LocalCopies,
+        mirrors: Mirrors,
+        losses: Losses,
+        running: dict[Context, None],
+        open_context: Callable[[], Context],
+        close_context: Callable[[Context], None],
+    ) -> None:
+        self._page_tokens = layout.page_tokens
+        self._layout = layout
+        self._local = local
+        self._mirrors = mirrors
+        self._losses = losses
+        self._running = running
+        self._open_context = open_context
+        self._close_context = close_context
+        self._tree: PrefixTree[Context] = PrefixTree(layout.page_tokens)
+        self._cached: dict[Context, None] = {}  # least recently used first
+        self._windowed = [group for group, layers in enumerate(layout.groups) if layers.window is not None]
+        local.cache = losses.cache = self
+
+    # ------------------------------------------------------------------ finding
+
+    def find(self, pool_id: int, salt: Hashable, tokens: bytes) -> Prefix:
+        """How much of a prompt the device of this pool has; `tokens` are those that may be read."""
+        best: Context | None = None
+        end = agreed = 0
+        is_coming = False
+        path = self._tree.walk(self._tree.root((pool_id, salt)), tokens)
+        for node, agreed in path[:MAX_GENERATIONS]:
+            context = node.owner
+            assert context is not None
+            usable = min(agreed, context.computed)
+            border = agreed if self._is_taken_over(context, agreed) else self._border(usable)
+            if border > node.start and self._can_begin_at(context, border):
+                best, end = context, border
+            is_coming = self._is_coming(context, border, agreed)
+            if usable < node.end:
+                break
+        return Prefix(best, end, max(0, self._border(agreed) - end) if is_coming else 0)
+
+    def _is_coming(self, context: Context, border: int, agreed: int) -> bool:
+        """Whether more of the context may be had soon: once it is computed, if windows do not move past it
+        meanwhile, or once it has stopped moving."""
+        if context.computed < agreed:
+            return context.is_running and not self._windowed
+        return context.moves_in_flight > 0 and self._has_windows(context, border)
+
+    def _border(self, position: int) -> int:
+        return position - position % self._page_tokens
+
+    def _is_taken_over(self, context: Context, agreed: int) -> bool:
+        """Whether a prompt that agrees up to this position can go on with the context itself."""
+        return context.is_cached and not context.children and agreed == context.computed
+
+    def _can_begin_at(self, context: Context, position: int) -> bool:
+        """Whether another can begin there: it is, or can be made, the end of a context, and those up to there
+        have what the windows need."""
+        has_to_be_split = context.is_growing or position < context.computed
+        return not (has_to_be_split and context.moves_in_flight) and self._has_windows(context, position)
+
+    def _has_windows(self, context: Context, position: int) -> bool:
+        for group in self._windowed:
+            first = self._layout.first_live_page(group, position)
+            for each in (context, *context.ancestors()):
+                start = each.start // self._page_tokens
+                if each.live_from[group] > max(first, start):
+                    return False
+                if start <= first:
+                    break
+        return True
+
+    # ------------------------------------------------------------------ prompts come and go
+
+    def join(self, context: Context, pool_id: int, salt: Hashable, tokens: bytes, prefix: Prefix) -> Context:
+        """The prompt of `context`, which is empty, goes on from `prefix`, just found, on the device of this
+        pool. Returns the context that is the prompt's from now on."""
+        parent = prefix.context
+        if parent is not None and self._is_taken_over(parent, prefix.end):
+            self._close_context(context)
+            return self._take_over(parent, tokens)
+        context.salt, context.indexed_at = salt, pool_id
+        above = self._tree.root((pool_id, salt))
+        if parent is not None:
+            if parent.is_growing or prefix.end < parent.computed:
+                parent = self._split(parent, prefix.end)
+            assert parent.node is not None
+            above = parent.node
+            self._adopt(parent, context)
+        own = tokens[prefix.end * TOKEN_BYTES :]
+        context.node = self._tree.attach(above, prefix.end, own, context)
+        return context
+
+    def _take_over(self, context: Context, tokens: bytes) -> Context:
+        assert context.node is not None
+        self._tree.extend(context.node, tokens[context.start * TOKEN_BYTES :])
+        self._need(context)
+        context.is_growing = True
+        return context
+
+    def _adopt(self, parent: Context, child: Context) -> None:
+        self._need(parent)
+        parent.children[child] = None
+        child.parent = parent
+        child.start = child.computed = child.mirrored = child.mirror_target = parent.computed
+        child.live_from = [child.start // self._page_tokens] * len(child.live_from)
+
+    def _need(self, context: Context) -> None:
+        """One prompt more needs the context and its ancestors."""
+        for each in (context, *context.ancestors()):
+            each.num_prompts += 1
+            if each in self._cached:
+                del self._cached[each]
+                self._local.requeue(each)
+
+    def _need_no_more(self, context: Context) -> None:
+        """A prompt less does."""
+        for each in (context, *context.ancestors()):
+            each.num_prompts -= 1
+            if each.is_cached:
+                self._touch(each)
+
+    def _touch(self, context: Context) -> None:
+        """A cached context has been used just now."""
+        self._cached.pop(context, None)
+        self._cached[context] = None
+        self._local.requeue(context)
+
+    def _split(self, context: Context, position: int) -> Context:
+        """Give what the context has before `position`, a page border, to a parent of its own."""
+        assert not context.moves_in_flight
+        assert context.node is not None
+        upper = self._open_context()
+        upper.node = self._tree.split(context.node, position, upper)
+        upper.salt, upper.indexed_at = context.salt, context.indexed_at
+        upper.parent, upper.start, upper.computed = context.parent, context.start, position
+        if upper.parent is not None:
+            del upper.parent.children[context]
+            upper.parent.children[upper] = None
+        upper.children[context] = None
+        context.parent, context.start = upper, position
+        upper.is_growing = False
+        upper.num_prompts = context.num_prompts
+        upper.num_users = int(context.is_running) if context.is_growing else context.num_users
+        if upper.is_cached:
+            self._cached[upper] = None
+        border = position // self._page_tokens
+        upper.live_from = [min(first, border) for first in context.live_from]
+        context.live_from = [max(first, border) for first in context.live_from]
+        upper.mirrored = upper.mirror_target = min(context.mirrored, position)
+        context.mirrored = context.mirror_target = max(context.mirrored, position)
+        for tables, others in ((context.local, upper.local), (context.mirror, upper.mirror)):
+            for table, other in zip(tables, others, strict=True):
+                table.give_before(border, other, upper)
+        if context.is_running:
+            upper.is_running = True
+            self._running[upper] = None
+        self._local.divide(context, upper)
+        if not context.is_growing and not self._tree.is_found(context.node):
+            self._close_context(context)  # less than a page is left
+        return upper
+
+    def move(self, context: Context, pool_id: int) -> None:
+        """A context without a family goes to the device of this pool."""
+        if context.node is None:
+            return
+        assert not context.has_family
+        context.indexed_at = pool_id
+        tokens = context.node.tokens
+        self._tree.detach(context.node)
+        context.node = self._tree.attach(self._tree.root((pool_id, context.salt)), 0, tokens, context)
+
+    def leave(self, context: Context) -> None:
+        """A prompt's context that does not run and has nothing of its own forgets its ancestors: it is
+        empty."""
+        assert context.is_growing
+        assert not context.is_running
+        assert not context.moves_in_flight
+        self._losses.release_all(context)
+        self._take_out(context)
+        self._unlink(context)
+        context.start = context.computed = context.mirrored = context.mirror_target = 0
+        context.live_from = [0] * len(context.live_from)
+
+    def close(self, context: Context) -> None:
+        """The context, which has no children, is not to be found any more. Its ancestors are its own until it
+        does not run."""
+        if context in self._cached:
+            del self._cached[context]
+            self._local.requeue(context)
+        self._take_out(context)
+        if context.num_prompts:
+            self._need_no_more(context)
+        if not context.is_running:
+            self._unlink(context)
+
+    def _take_out(self, context: Context) -> None:
+        if context.node is not None:
+            self._tree.detach(context.node)
+            context.node = context.indexed_at = None
+
+    def _unlink(self, context: Context) -> None:
+        parent = context.parent
+        if parent is not None:
+            del parent.children[context]
+            context.parent = None
+            if context.is_growing and context.num_prompts:
+                self._need_no_more(parent)
+
+    def retire(self, context: Context, tokens: bytes) -> None:
+        """The prompt has ended; `tokens` are all of it and of its answer. Its context is cached, once it does
+        not run any more."""
+        assert context.node is not None
+        self._tree.extend(context.node, tokens[context.start * TOKEN_BYTES :])
+        self._need_no_more(context)
+        if not context.is_running:
+            self._rest(context)
+
+    def stopped(self, context: Context) -> None:
+        """The context does not run any more."""
+        if context.is_closing:
+            self._unlink(context)
+        elif context.is_growing and not context.num_prompts:
+            self._rest(context)
+
+    def _rest(self, context: Context) -> None:
+        """A retired context does not grow any more: it is cached, if something of it can be found."""
+        node = context.node
+        assert node is not None
+        is_useful = self._border(context.computed) > context.start
+        if is_useful:
+            own = (context.computed - context.start) * TOKEN_BYTES
+            self._tree.extend(node, node.tokens[:own])
+        if not is_useful or not self._tree.is_found(node):
+            self._close_context(context)
+            return
+        context.is_growing = False
+        for each in (context, *context.ancestors()):
+            if each.is_cached:
+                self._touch(each)
+
+    # ------------------------------------------------------------------ giving way
+
+    def __len__(self) -> int:
+        return len(self._cached)
+
+    def contexts(self) -> Iterable[Context]:
+        """Cached contexts, least recently used first."""
+        return self._cached
+
+    def give_way(self, context: Context, count: int) -> None:
+        """Free `count` local pages of a cached context, or all if it has fewer: what is mirrored sleeps on in
+        the tiers, of the rest the end is lost."""
+        before, clean = context.num_local, context.num_clean_pages
+        if context.is_dirty:
+            num_groups = sum([table.num_pages > 0 for table in context.local])
+            last = max(clean, context.num_valid_pages - -(-count // num_groups))
+            self._losses.forget_from(context, last * self._page_tokens)
+            self._local.recount(context)
+        short = count - before + context.num_local
+        if short > 0 and context.num_local and not context.is_closing:
+            self._local.evict(context, short)
+
+    def make_room_in_tiers(self, home: int, count: int, asker: Context) -> bool:
+        """Have room for `count` mirrored pages of a context at `home`, by giving up cached ones. If that is
+        cached too, only such as are longer unused and in the tiers alone: what is local may be mirrored
+        again, and so on for ever."""
+        short = self._mirrors.num_short(home, count)
+        victims: list[Context] = []
+        for context in self._cached if short > 0 else ():
+            if context is asker:
+                return False
+            if self._may_go(context, asker):
+                victims.append(context)
+                short -= sum([table.num_pages for table in context.mirror])
+                if short <= 0:
+                    break
+        if short > 0:
+            return False
+        for victim in victims:
+            if not self._losses.drop_mirror(victim):
+                self._discard(victim)
+        return self._mirrors.has_room(home, count)
+
+    def _may_go(self, context: Context, asker: Context) -> bool:
+        """Whether giving up a cached context, or its mirror, makes room at once."""
+        if context.is_running or context.moves_in_flight:
+            return False
+        return context.home is None or not asker.is_cached
+
+    def _discard(self, context: Context) -> None:
+        """Give up a cached context and all that continue it."""
+        for each in (*reversed(context.descendants()), context):
+            self._close_context(each)
+
+    def shortened(self, context: Context) -> None:
+        """Positions of the context are gone: those that continued it begin again."""
+        if context.is_growing:
+            return
+        self._let_begin_again(context)
+        if self._border(context.computed) <= context.start:
+            self._close_context(context)
+        else:
+            assert context.node is not None
+            own = (context.computed - context.start) * TOKEN_BYTES
+            self._tree.extend(context.node, context.node.tokens[:own])
+
+    def abandon(self, context: Context) -> None:
+        """Give up a context that does not grow, and what continues it."""
+        self._let_begin_again(context)
+        self._close_context(context)
+
+    def _let_begin_again(self, context: Context) -> None:
+        for each in reversed(context.descendants()):
+            if not each.is_growing:
+                self._close_context(each)
+            elif not each.is_closing:
+                self._losses.count(each.computed)
+                self.leave(each)
+
+    # ------------------------------------------------------------------ state
+
+    def check_integrity(self, contexts: Iterable[Context]) -> None:
+        """Raise AssertionError if the index, the families and the counts contradict each other."""
+        self._tree.check_integrity()
+        known = list(contexts)
+        assert set(self._cached) == {context for context in known if context.is_cached}
+        nodes = {node.owner: node for node in self._tree.nodes()}
+        for context in known:
+            node = context.node
+            assert node is None or node.owner is context
+            assert node is None or node.start == context.start
+            if not context.is_growing and not context.is_closing:
+                assert node is not None
+                assert nodes[context] is node
+                assert node.end == context.computed
+                own = [child for child in context.children if child.num_prompts or not child.is_closing]
+                assert context.num_prompts == sum(child.num_prompts for child in own)

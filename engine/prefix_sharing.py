@@ -1,0 +1,90 @@
+"""Prompts and the prefix cache: what a prompt may skip, and when it is better to wait for what another
+computes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.device import Device
+from engine.memory.prefix_cache import Prefix
+from engine.memory.prefix_tree import TOKEN_BYTES
+from engine.memory.store import ContextStore
+from engine.prompt import Prompt
+
+NOTHING = Prefix()
+MIN_WAIT_TOKENS = 128  # it takes that much that is being computed to wait for it: a step is not worth less
+
+
+@dataclass(slots=True)
+class PrefixCounters:
+    """Tokens of prompts, counted as each begins."""
+
+    queried: int = 0
+    hit: int = 0
+
+
+class PrefixSharing:
+    """Prompts join the cache when they start to run and leave their contexts to it when they end."""
+
+    def __init__(self, store: ContextStore) -> None:
+        self.counters = PrefixCounters()
+        self._store = store
+        self._latest: Prompt | None = None  # who was asked about last, ...
+        self._found: dict[Device, Prefix] = {}  # ... and what was found since anything changed
+
+    def begin_plan(self) -> None:
+        """What was found before may not be all any more."""
+        self._latest = None
+
+    def is_worth_waiting(self, prompt: Prompt, devices: Sequence[Device]) -> bool:
+        """Whether another prompt is computing what this one, which has nothing yet, begins with; and no
+        device would stand idle."""
+        if prompt.context.node is not None or not self._may_read(prompt):
+            return False
+        coming = max([self._find(prompt, device).num_coming for device in devices])
+        return coming >= MIN_WAIT_TOKENS and all(device.running for device in devices)
+
+    def num_cached(self, prompt: Prompt, device: Device) -> int:
+        """Positions of a prompt which has nothing yet that the device has."""
+        may_join = prompt.context.node is None and self._may_read(prompt)
+        return self._find(prompt, device).end if may_join else 0
+
+    def join(self, prompt: Prompt, device: Device) -> bool:
+        """A prompt is about to start on the device; if it has nothing yet, it goes on from what is cached.
+        Whether it joined: `part` undoes that."""
+        if prompt.context.node is not None or not self._store.shares_prefixes:
+            return False
+        prefix = self._find(prompt, device) if self._may_read(prompt) else NOTHING
+        self._latest = None
+        prompt.context = self._store.join(prompt.context, device.pool_id, prompt.salt, prompt.pack(), prefix)
+        return True
+
+    def part(self, prompt: Prompt) -> None:
+        """A prompt that has just joined does not start after all."""
+        self._latest = None
+        prompt.context = self._store.part(prompt.context, prompt.pack())
+
+    def count(self, prompt: Prompt) -> None:
+        """The prompt has started."""
+        if not prompt.has_started:
+            prompt.has_started = True
+            prompt.cached_tokens = min(prompt.context.computed, len(prompt.input_ids))
+            self.counters.queried += len(prompt.input_ids)
+            self.counters.hit += prompt.cached_tokens
+
+    def retire(self, prompt: Prompt) -> None:
+        """The prompt has ended: its context is for others."""
+        self._store.retire(prompt.context, prompt.pack())
+
+    def _may_read(self, prompt: Prompt) -> bool:
+        """Log probabilities of a prompt's tokens come only of computing them."""
+        return self._store.shares_prefixes and prompt.sampling.prompt_logprobs is None
+
+    def _find(self, prompt: Prompt, device: Device) -> Prefix:
+        if prompt is not self._latest:
+            self._latest = prompt
+            self._found.clear()
+        prefix = self._found.get(device)
+        if prefix is None:
+            tokens = prompt.pack()[: (prompt.num_tokens - 1) * TOKEN_BYTES]
+            prefix = self._found[device] = self._store.find_prefix(device.pool_id, prompt.salt, tokens)
+        return prefix
