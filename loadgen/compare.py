@@ -18,7 +18,7 @@ def compare_runs(folders: Sequence[Path], out: Path) -> tuple[list[list[str]], s
     line that says why there are no plots, if so. Raises `LoadError`."""
     runs = [Run(name, *load_run(folder)) for name, folder in zip(_names(folders), folders, strict=True)]
     summaries = [summarize(run.info, run.records) for run in runs]
-    rows = _rows(summaries)
+    rows = comparison(summaries)
     head = ["", *(run.name for run in runs)]
     drawings, missing = draw_all(out, charts(runs))
     parts = ['<div class="plots">' + "".join(figure(plot, svg) for plot, svg in drawings) + "</div>"]
@@ -40,7 +40,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
-def _rows(summaries: Sequence[Summary]) -> list[list[str]]:
+def comparison(summaries: Sequence[Summary]) -> list[list[str]]:
+    """What is measured of several runs, a row each: its name, then its value for each run."""
     rows = [[measure.label, *(measure.value(summary) for summary in summaries)] for measure in MEASURES]
     per_run: list[list[tuple[str, Distribution | None]]]
     per_run = [distributions(summary.latencies) for summary in summaries]

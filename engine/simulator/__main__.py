@@ -11,12 +11,15 @@ from engine.config import MemoryConfig
 from engine.planner import PlannerSettings
 from engine.simulator.hardware import Cluster, HardwareError
 from engine.simulator.options import make_cluster, parse
-from engine.simulator.simulation import Simulation
-from loadgen.plan import Sending, Shape, schedule
+from engine.simulator.simulation import Machine, Simulation
+from engine.simulator.workload import read_schedule, sent_in
+from loadgen.arrivals import ClosedLoop
+from loadgen.compare import comparison
+from loadgen.plan import Sending
 from loadgen.report import REPORT_FILE, write_report
-from loadgen.results import RunInfo
+from loadgen.results import LoadError, RunInfo, load_run
 from loadgen.spec import SpecError
-from loadgen.stats import summarize
+from loadgen.stats import Summary, summarize
 from loadgen.tables import print_lines
 from loadgen.traces import TraceError
 
@@ -24,16 +27,23 @@ from loadgen.traces import TraceError
 def main(arguments: list[str] | None = None, prog: str = "python -m engine.simulator") -> int:
     options = parse(arguments, prog)
     try:
-        sendings = _read_schedule(options)
+        measured = None if options.beside is None else load_run(options.beside)
+        sendings = read_schedule(options) if measured is None else sent_in(options.beside, measured[1])
         cluster = make_cluster(options)
         _check_fit(sendings, cluster)
-    except (TraceError, SpecError, HardwareError) as error:
+    except (TraceError, SpecError, HardwareError, LoadError) as error:
         print(f"simulator: {error}", file=sys.stderr)
         return 2
     began_s = perf_counter()
-    info = _describe(options, sendings)
-    policy = options.scheduler.policy
-    simulation = Simulation(cluster, policy, _settings(options), sendings, info.tenant_weights)
+    info = _describe(options, sendings, None if measured is None else measured[0])
+    simulation = Simulation(
+        cluster,
+        options.scheduler.policy,
+        _settings(options),
+        sendings,
+        info.tenant_weights,
+        closed_loop=options.arrivals if isinstance(options.arrivals, ClosedLoop) else None,
+    )
     records = simulation.run()
     took_s = perf_counter() - began_s
     summary = summarize(info, records)
@@ -44,7 +54,23 @@ def main(arguments: list[str] | None = None, prog: str = "python -m engine.simul
     if options.json:
         print(msgspec.json.encode({"summary": summary, "machine": machine, "took_s": took_s}).decode())
         return 0
-    print("\n".join(print_lines(info, summary)))
+    if measured is None:
+        print("\n".join(print_lines(info, summary)))
+    else:
+        print_beside(summarize(*measured), summary)
+    _print_machine(machine, cluster, took_s)
+    if options.out is not None:
+        print(f"report: {options.out / REPORT_FILE}")
+    return 0
+
+
+def print_beside(measured: Summary, simulated: Summary) -> None:
+    print(f"{'':<30}{'measured':>26}{'simulated':>26}")
+    for label, *cells in comparison((measured, simulated)):
+        print(f"{label:<30}" + "".join(f"{cell:>26}" for cell in cells))
+
+
+def _print_machine(machine: Machine, cluster: Cluster, took_s: float) -> None:
     gpu_s = machine.end_ns * cluster.num_gpus / 1e9
     print(f"{'GPUs busy':<30}{machine.busy_fraction(cluster.num_gpus):.1%}")
     print(f"{'GPUs waiting for moves only':<30}{machine.stall_ns / max(1, machine.busy_ns):.2%} of busy time")
@@ -52,23 +78,6 @@ def main(arguments: list[str] | None = None, prog: str = "python -m engine.simul
     print(f"{'tokens recomputed':<30}{machine.recomputed_tokens:,}")
     print(f"{'pages moved':<30}{machine.moved_pages:,}")
     print(f"{'simulated':<30}{gpu_s:,.0f} GPU-seconds, {machine.num_steps:,} steps, in {took_s:.1f} s")
-    if options.out is not None:
-        print(f"report: {options.out / REPORT_FILE}")
-    return 0
-
-
-def _read_schedule(options: argparse.Namespace) -> list[Sending]:
-    start, stop = options.rows
-    try:
-        rows = options.trace.read(start, stop, options.seed)
-    except OSError as error:
-        raise SpecError(f"{error.filename}: {error.strerror}") from error
-    shape = Shape(options.max_input, options.output_range)
-    shaped = [shape.apply(row) for row in rows]
-    sendings = schedule(shaped, options.arrivals, options.tenants, options.seed, None)
-    if not sendings:
-        raise SpecError(f"nothing to send: {options.trace.text} has no row in the range asked for")
-    return sendings
 
 
 def _check_fit(sendings: list[Sending], cluster: Cluster) -> None:
@@ -92,8 +101,13 @@ def _settings(options: argparse.Namespace) -> PlannerSettings:
     )
 
 
-def _describe(options: argparse.Namespace, sendings: list[Sending]) -> RunInfo:
+def _describe(options: argparse.Namespace, sendings: list[Sending], measured: RunInfo | None) -> RunInfo:
     config = options.scheduler
+    if measured is not None:
+        name, model = f"simulated {measured.name}", f"Llama-3.1-8B on {options.gpus} x {options.gpu}"
+        return msgspec.structs.replace(
+            measured, name=name, model=model, url="simulator", num_planned=len(sendings), health=None
+        )
     return RunInfo(
         name=f"simulated {config.policy}",
         started_at=datetime.now().astimezone().isoformat(timespec="seconds"),

@@ -54,8 +54,6 @@ def parse(arguments: list[str] | None, prog: str) -> argparse.Namespace:
     """Exits with status 2 and a line on stderr if the arguments are not usable."""
     parser = make_parser(prog)
     options = parser.parse_args(arguments)
-    if isinstance(options.arrivals, arrivals.ClosedLoop):
-        parser.error("--arrivals: a closed loop is not simulated")
     if unknown := set(options.tenant_weights) - set(options.tenants.names):
         parser.error(f"--tenant-weights names {', '.join(sorted(unknown))}, which is no tenant of this run")
     return options
@@ -123,11 +121,17 @@ def _scheduler(text: str) -> SchedulerConfig:
 
 def _load_options(group: "argparse._ArgumentGroup") -> None:
     add = group.add_argument
-    add(
+    source = group.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "--trace",
         type=_form(TraceSpec.parse),
-        required=True,
         help="as loadgen's: azure:FILE, synthetic:rows=N,input=A-B,output=A-B, ...",
+    )
+    source.add_argument(
+        "--beside",
+        type=Path,
+        metavar="DIR",
+        help="what this run of loadgen sent, its figures beside ours",
     )
     add("--rows", type=_form(row_slice), default=(0, None), metavar="FROM:TO", help="rows of the trace (all)")
     add(

@@ -13,6 +13,7 @@ from engine.scheduler import Scheduler
 from engine.simulator.clock import EventQueue
 from engine.simulator.hardware import Cluster
 from engine.simulator.runner import SimulatedRunner
+from loadgen.arrivals import ClosedLoop
 from loadgen.plan import Sending
 from loadgen.results import Counting, Outcome, RequestRecord
 from loadgen.traces import BLOCK_TOKENS
@@ -46,8 +47,13 @@ class Simulation:
         settings: PlannerSettings,
         sendings: Sequence[Sending],
         weights: dict[str, float],
+        *,
+        closed_loop: ClosedLoop | None = None,
     ) -> None:
         self._sendings = sendings
+        self._closed_loop = closed_loop
+        self._sent_s = [0.0] * len(sendings)
+        self._num_sent = 0
         self._weights = weights
         self._events = EventQueue()
         self._times_s: list[list[float]] = [[] for _ in sendings]
@@ -63,6 +69,10 @@ class Simulation:
         self.runners: dict[str, SimulatedRunner] = {}
         for number in range(1, cluster.num_gpus + 1):
             self._add_runner(cluster, f"gpu{number}", number, host_pool)
+        if closed_loop is not None:
+            for _ in range(closed_loop.users):
+                self._submit_next()
+            return
         for sending in sendings:
             assert sending.at_s is not None
             self._events.at(round(sending.at_s * 1e9), partial(self._submit, sending))
@@ -112,6 +122,7 @@ class Simulation:
 
     def _submit(self, sending: Sending) -> None:
         """The seed tells runners' tokens apart; ids are equal where the trace says that contents are."""
+        self._sent_s[sending.index] = self._events.now_ns / 1e9 if sending.at_s is None else sending.at_s
         sampling = Sampling(max_tokens=sending.row.output_tokens, seed=sending.index)
         prompt_id = str(sending.index)
         spec = PromptSpec(prompt_id=prompt_id, input_ids=_ids(sending), sampling=sampling)
@@ -124,6 +135,13 @@ class Simulation:
         )
         self.scheduler.submit(_API, submit, spec, self._events.now_ns)
         self._plan()
+
+    def _submit_next(self) -> None:
+        """A user of a closed loop sends the next row, if there is one."""
+        if self._num_sent < len(self._sendings):
+            sending = self._sendings[self._num_sent]
+            self._num_sent += 1
+            self._events.at(self._events.now_ns, partial(self._submit, sending))
 
     def _on_report(self, name: str, report: Report) -> None:
         self.scheduler.on_report(name, report, self._events.now_ns)
@@ -140,16 +158,20 @@ class Simulation:
         now_s, times_s = self._events.now_ns / 1e9, self._times_s
         for seed in seeds:
             times_s[seed].append(now_s)
+        if self._closed_loop is not None:
+            think_ns = round(self._closed_loop.think_s * 1e9)
+            for seed in seeds:
+                if len(times_s[seed]) == self._sendings[seed].row.output_tokens:
+                    self._events.at(self._events.now_ns + think_ns, self._submit_next)
 
     def _record(self, sending: Sending) -> RequestRecord:
         row, times_s = sending.row, self._times_s[sending.index]
-        assert sending.at_s is not None
         return RequestRecord(
             index=sending.index,
             row=row.line,
             tenant=sending.tenant,
             outcome=Outcome.OK,
-            sent_s=sending.at_s,
+            sent_s=self._sent_s[sending.index],
             scheduled_s=sending.at_s,
             end_s=times_s[-1],
             asked_input_tokens=row.input_tokens,

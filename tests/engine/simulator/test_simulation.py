@@ -6,7 +6,7 @@ from engine.messages import CostModel
 from engine.planner import PlannerSettings
 from engine.simulator.hardware import FREE_LINK, LLAMA_8B, Cluster, Gpu, LinkSpeed
 from engine.simulator.simulation import Simulation
-from loadgen.arrivals import Poisson
+from loadgen.arrivals import ClosedLoop, Poisson
 from loadgen.plan import schedule
 from loadgen.tenants import parse_tenants
 from loadgen.traces import TraceRow
@@ -77,3 +77,13 @@ def test_slow_links_show_as_time_that_compute_waits():
     assert free.machine().stall_ns == 0
     assert simulation.machine().stall_ns == simulation.scheduler.counters.wait_ns > 0
     assert simulation.machine().end_ns > free.machine().end_ns
+
+
+def test_a_closed_loop_has_so_many_open_and_pauses_between():
+    rows = [TraceRow(line=i, arrival_s=None, input_tokens=8, output_tokens=10) for i in range(6)]
+    loop = ClosedLoop(users=2, think_s=0.5)
+    sendings = schedule(rows, loop, parse_tenants("round-robin:1"), 1, None)
+    cluster = Cluster(1, GPU, LLAMA_8B, 64, 1000, depth=1, message_ns=0)
+    records = Simulation(cluster, "cfs", SETTINGS, sendings, {"tenant-1": 1.0}, closed_loop=loop).run()
+    assert [record.sent_s for record in records] == pytest.approx([0, 0, 0.6, 0.61, 1.2, 1.22])  # a step begins between
+    assert [record.output_tokens for record in records] == [10] * 6
