@@ -6,7 +6,8 @@ Needs one GPU; with two or more, the other pool lies on the last one, across the
 child process makes a pool there, fills it, sends its descriptors and is killed with SIGKILL. Then the
 runner's own code maps the pool on the first GPU, every byte is compared, and all pages are moved in a random
 order, in the ways that moves can be made, as shares of one large copy of as many bytes over the same path,
-timed in the same run. Times are the host's, from the first call until the last move is known to be complete.
+timed in the same run. Times are the host's, from the first call until the last move is known to be complete;
+in brackets the share by the device's clock, which leaves out what the host did between two launches.
 """
 
 import argparse
@@ -20,11 +21,13 @@ from statistics import median
 
 import torch
 
-from bench.movers import Mover, Ways, engines, kernel, large_rate
+from bench.move_kernels import CANDIDATES
+from bench.movers import ENGINES, Mover, Ways, kernel, large_rate
 from engine.memory.regions import create_region, receive_descriptors, send_descriptors
-from engine.memory.transfer_cuda import CudaTransfers, MoveTuning
+from engine.memory.transfer_cuda import CudaTransfers, MovePages, MoveTuning
 from engine.messages import Attach, PoolSpec
 from engine.model_runner.cuda_device import CudaDevice
+from engine.model_runner.cuda_device import move as move_by_kernel
 
 LOCAL, PEER, HOST = 0, 1, 2
 PAGE_KIB = (2048, 64)
@@ -44,17 +47,27 @@ WANTED = {
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A way to make moves, of pages of which `run_pages` lie side by side."""
+    """A way to make moves, of pages of which `run_pages` lie side by side, in random order or by source."""
 
     tuning: MoveTuning
     run_pages: int = 1
+    is_sorted: bool = False
+    move_pages: MovePages = move_by_kernel
 
 
 VARIANTS: dict[str, Variant] = {
     "as served": Variant(MoveTuning()),
-    **{f"kernel, {programs} programs": Variant(kernel(programs)) for programs in (8, 16, 32, 64, 132)},
-    **{f"engines, {streams} streams": Variant(engines(streams)) for streams in (1, 2, 4)},
-    "engines, 1 stream, runs of 8 pages": Variant(engines(1), run_pages=8),
+    "engines": Variant(ENGINES),
+    "engines, sorted by source": Variant(ENGINES, is_sorted=True),
+    "engines, runs of 4 pages": Variant(ENGINES, run_pages=4),
+    "engines, runs of 8 pages": Variant(ENGINES, run_pages=8),
+    **{f"kernel, {programs} programs": Variant(kernel(programs)) for programs in (16, 32, 64, 132)},
+    "kernel, 64 programs, sorted by source": Variant(kernel(64), is_sorted=True),
+    **{
+        f"{name}, {programs} programs": Variant(kernel(programs), move_pages=move_pages)
+        for name, move_pages in CANDIDATES.items()
+        for programs in (32, 64, 132)
+    },
 }
 
 
@@ -103,7 +116,9 @@ def main() -> None:
         make_pool(socket.socket(fileno=arguments.maker_fd), size)
     else:
         check = Check(size)
-        check.compare_bytes()
+        same = check.has_bytes(VARIANTS["as served"])
+        print("bytes of a pool whose maker was killed:", "all right" if same else "WRONG")
+        assert same
         check.print_rates()
 
 
@@ -168,17 +183,17 @@ class Check:
         self.pools = attached.transfers.pools
         self.compute = torch.cuda.Stream(0)
 
-    def compare_bytes(self) -> None:
-        """Pull the orphaned pool in a random order."""
+    def has_bytes(self, variant: Variant) -> bool:
+        """Pull the other pool in a random order; whether all is as its maker wrote it."""
         src_pages, dst_pages = torch.randperm(self.size.num_pages), torch.randperm(self.size.num_pages)
-        mover = Mover(self.pools, self.compute)
+        self.local.zero_()
+        torch.cuda.synchronize()
+        mover = self.mover(variant)
         mover.submit((PEER, LOCAL), src_pages.tolist(), dst_pages.tolist(), self.size.num_pages)
         mover.close()
         found, expected = self.local.view(torch.int32), contents(self.local)
         parts = zip(src_pages.split(256), dst_pages.split(256), strict=True)
-        same = all(torch.equal(found[dst.cuda()], expected[src.cuda()]) for src, dst in parts)
-        print("bytes of a pool whose maker was killed:", "all right" if same else "WRONG")
-        assert same
+        return all(torch.equal(found[dst.cuda()], expected[src.cuda()]) for src, dst in parts)
 
     def print_rates(self) -> None:
         """A row for each variant, a column for each way."""
@@ -190,53 +205,76 @@ class Check:
         wanted = WANTED[self.size.page_bytes // 1024]
         print("| wanted | " + " | ".join(f"{wanted[w]:.2f}" if w in wanted else "" for w in ways) + " | |")
         for name, variant in VARIANTS.items():
-            cells = []
-            for path, way in ways.items():
-                is_asked = name == "as served" or path in PEER_WAYS
-                cells.append(f"{self.rate(variant, way) / limits[path]:.3f}" if is_asked else "")
-            print(f"| {name} | " + " | ".join(cells) + f" | {self.host_ms(variant):.2f} ms |", flush=True)
+            asked = ways if name == "as served" else PEER_WAYS
+            try:
+                self.write_contents()
+                assert self.has_bytes(variant), "wrong bytes"
+                cells = [self.shares(variant, way, limits[path]) for path, way in asked.items()]
+                cells += [""] * (len(ways) - len(asked))
+                print(f"| {name} | " + " | ".join(cells) + f" | {self.host_ms(variant):.2f} ms |", flush=True)
+            except Exception as error:  # the others go on
+                print(f"| {name} | failed: {error!r} |", flush=True)
 
-    def rate(self, variant: Variant, ways: Ways) -> float:
-        """Bytes per second, the median of some runs after one to warm up."""
-        durations_s = []
+    def write_contents(self) -> None:
+        """Have in the other pool what its maker wrote."""
+        self.local.view(torch.int32).copy_(contents(self.local))
+        torch.cuda.synchronize()
+        pages = list(range(self.size.num_pages))
+        mover = self.mover(Variant(ENGINES))
+        mover.submit((LOCAL, PEER), pages, pages, len(pages))
+        mover.close()
+
+    def shares(self, variant: Variant, ways: Ways, limit: float) -> str:
+        """Medians of some runs after one to warm up. Of two ways, the slower one counts on the device."""
+        mover = self.mover(variant)
+        whole_s, moving_s = [], []
         for _ in range(1 + REPEATS):
-            mover = Mover(self.pools, self.compute, variant.tuning)
             lists = self.page_lists(variant, len(ways))
             each = self.size.num_pages // 16
+            mover.moving_ns.clear()
             torch.cuda.synchronize()
             start_s = time.perf_counter()
             for first in range(0, self.size.num_pages // len(ways), each):
                 for way, pages in zip(ways, lists, strict=True):
                     mover.submit(way, *(part[first : first + each] for part in pages), each)
                 mover.take()
-            mover.close()
-            durations_s.append(time.perf_counter() - start_s)
-        return self.size.num_bytes / median(durations_s[1:])
+            mover.finish()
+            whole_s.append(time.perf_counter() - start_s)
+            moving_s.append(max(mover.moving_ns.values()) / 1e9)
+        mover.close()
+        rates = [self.size.num_bytes / median(times[1:]) for times in (whole_s, moving_s)]
+        return f"{rates[0] / limit:.3f} ({rates[1] / limit:.3f})"
+
+    def mover(self, variant: Variant) -> Mover:
+        return Mover(self.pools, self.compute, variant.tuning, variant.move_pages)
 
     def host_ms(self, variant: Variant) -> float:
         """What the first look at a fetch of 2,048 pages takes the runner's loop."""
+        mover = self.mover(variant)
         times_s = []
         for _ in range(1 + REPEATS):
-            mover = Mover(self.pools, self.compute, variant.tuning)
             src_pages, dst_pages = self.page_lists(variant, 1)[0]
             mover.submit((PEER, LOCAL), src_pages[:2048], dst_pages[:2048], 256)
             start_s = time.perf_counter()
             mover.take()
             times_s.append(time.perf_counter() - start_s)
-            mover.close()
+            mover.finish()
+        mover.close()
         return median(times_s[1:]) * 1e3
 
     def page_lists(self, variant: Variant, parts: int) -> list[tuple[list[int], list[int]]]:
-        """Source and destination pages, runs in random order, a part of the pools for each."""
+        """Source and destination pages, a part of the pools for each of the ways."""
         share = self.size.num_pages // parts
         inside = torch.arange(variant.run_pages)
 
-        def shuffled(first: int) -> list[int]:
-            runs = torch.randperm(share // variant.run_pages) * variant.run_pages + first
-            pages: list[int] = (runs[:, None] + inside).flatten().tolist()
+        def listed(first: int, *, is_sorted: bool) -> list[int]:
+            count = share // variant.run_pages
+            order = torch.arange(count) if is_sorted else torch.randperm(count)
+            pages: list[int] = (order[:, None] * variant.run_pages + first + inside).flatten().tolist()
             return pages
 
-        return [(shuffled(i * share), shuffled(i * share)) for i in range(parts)]
+        starts = [part * share for part in range(parts)]
+        return [(listed(s, is_sorted=variant.is_sorted), listed(s, is_sorted=False)) for s in starts]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """What the benchmarks of moves share: transfers that count what arrives, and their limit, one large copy."""
 
+import socket
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +14,8 @@ from cuda.bindings import runtime
 
 from engine.memory.cuda_calls import unwrap
 from engine.memory.cuda_copy import driver_batch_copy
-from engine.memory.transfer_cuda import CudaPool, CudaTransfers, MoveTuning
+from engine.memory.regions import receive_descriptors
+from engine.memory.transfer_cuda import CudaPool, CudaTransfers, MovePages, MoveTuning
 from engine.messages import Move
 from engine.model_runner.cuda_device import move as move_by_kernel
 
@@ -20,26 +24,32 @@ Ways = Sequence[tuple[int, int]]
 """(source pool, destination pool) of moves that go at once."""
 
 
-def engines(streams: int) -> MoveTuning:
-    """All moves on the copy engines."""
-    return MoveTuning(engine_run_bytes=0, idle_programs=None, copy_streams=streams)
+ENGINES = MoveTuning(engine_run_bytes=0)
+"""All moves on the copy engines."""
 
 
 def kernel(programs: int) -> MoveTuning:
-    """All moves between GPUs by a kernel of so many programs."""
-    return MoveTuning(engine_run_bytes=2**62, busy_programs=programs, idle_programs=programs)
+    """All moves between GPUs by a kernel of so many programs, if nothing computes."""
+    return MoveTuning(engine_run_bytes=2**62, kernel_programs=programs)
 
 
 class Mover:
-    """Transfers of GPU 0, and the bytes that they have been seen to have moved."""
+    """Transfers of GPU 0; the bytes that they were seen to have moved, and the device's time for them."""
 
-    def __init__(self, pools: Pools, compute: torch.cuda.Stream, tuning: MoveTuning | None = None) -> None:
+    def __init__(
+        self,
+        pools: Pools,
+        compute: torch.cuda.Stream,
+        tuning: MoveTuning | None = None,
+        move_pages: MovePages = move_by_kernel,
+    ) -> None:
         place = torch.device("cuda", 0)
-        self._transfers = CudaTransfers(place, pools, compute, move_by_kernel, driver_batch_copy(), tuning)
+        self._transfers = CudaTransfers(place, pools, compute, move_pages, driver_batch_copy(), tuning)
         self._pools = pools
         self._num_moves = 0
         self.open: dict[int, Move] = {}
         self.moved_bytes: Counter[tuple[int, int]] = Counter()
+        self.moving_ns: Counter[tuple[int, int]] = Counter()
 
     def submit(
         self, way: tuple[int, int], src_pages: Sequence[int], dst_pages: Sequence[int], pages_each: int
@@ -66,10 +76,13 @@ class Mover:
 
     def take(self) -> list[Move]:
         """Go on, as the runner does at each turn of its loop; the moves that are complete."""
-        done = [self.open.pop(each.move_id) for each in self._transfers.completed()]
-        for move in done:
-            page_bytes = self._pools[move.src_pool].page_bytes
-            self.moved_bytes[move.src_pool, move.dst_pool] += len(move.src_pages) * page_bytes
+        done = []
+        for each in self._transfers.completed():
+            move = self.open.pop(each.move_id)
+            way = move.src_pool, move.dst_pool
+            self.moved_bytes[way] += len(move.src_pages) * self._pools[move.src_pool].page_bytes
+            self.moving_ns[way] += each.duration_ns
+            done.append(move)
         return done
 
     def finish(self, wanted: set[int] | None = None) -> float | None:
@@ -105,6 +118,24 @@ class Feed:
     def top_up(self) -> None:
         for _ in range(self._ahead - self._mover.num_open(self._way)):
             self._mover.submit(self._way, *next(self._parts), self._pages_each)
+
+
+def split(pages: Sequence[int], scale: int) -> list[int]:
+    """The pages that `pages` are when pages are `scale` times smaller, those far from one another first."""
+    return [page * scale + part for part in range(scale) for page in pages]
+
+
+def lend(index: int, num_bytes: int, segment_bytes: int) -> list[int]:
+    """Descriptors of a pool on GPU `index`, made by a process that has ended."""
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "engine.model_runner.lender", "--index", str(index)]
+    command += ["--num-bytes", str(num_bytes), "--segment-bytes", str(segment_bytes)]
+    command += ["--pools-fd", str(theirs.fileno())]
+    with ours, subprocess.Popen(command, pass_fds=(theirs.fileno(),)) as child:
+        theirs.close()
+        descriptors = receive_descriptors(ours)
+        assert child.wait() == 0
+    return descriptors
 
 
 def large_rate(pools: Pools, ways: Ways, num_bytes: int, repeats: int = 5) -> float:

@@ -1,17 +1,20 @@
-"""Moves alone and beside compute, on two GPUs: rates, interference, a rotation of batches, and reclaim.
+"""Moves alone and beside compute: rates, interference, a rotation of batches, and reclaim.
 
-    python -m bench.moves [--out FOLDER] [--pool-gib 72] [--peer-gib 96] [--host-gib 8]
+    python -m bench.moves [--only PART...] [--out FOLDER] [--peer-gib 96] [--host-gib 8]
 
-First `bench.check_pools`: the rates of moves alone. Then GPU 0 runs decode steps of a dummy Llama-3.1-8B; the
-last GPU lends, through `engine.model_runner.lender`. The limits are large copies of the same run. A step's
-time is between its own CUDA events; with the gap, to the end of the step before it: so it counts what moves
-cost the runner's loop too. Compute waits are the time between the end of a step and the start of the next, by
-CUDA events on the compute stream (`StepResult.idle_ns`). On the host, all contexts lie in the same pages, so
-that pinning takes seconds: what is moved and how fast is the same. With a third GPU, reclaim goes there too.
+Parts: `alone` is `bench.check_pools`. In the others GPU 0 runs decode steps of a dummy Llama-3.1-8B. `host`
+moves from and to host memory beside them, for which one GPU is enough. In `peer`, `small` (pages of 64 KiB)
+and `rotation` the last GPU lends, through `engine.model_runner.lender`; with a third one, reclaim goes
+there too.
+
+Limits are large copies of the same run. A step's time is between its own CUDA events; with the gap, to the
+end of the step before it: so it counts what moves cost the runner's loop too. Compute waits are the time
+between the end of a step and the start of the next, by CUDA events on the compute stream
+(`StepResult.idle_ns`). On the host, all contexts of a rotation lie in the same pages, so that pinning takes
+seconds: what is moved is as much.
 """
 
 import argparse
-import socket
 import subprocess
 import sys
 import time
@@ -23,9 +26,9 @@ from statistics import median
 import torch
 
 from bench.gpu import Rig, attempt, machine, make_rig
-from bench.movers import Feed, Mover, Ways, engines, kernel, large_rate
-from engine.memory.regions import create_region, receive_descriptors
-from engine.memory.transfer_cuda import CudaPool, CudaTransfers, MoveTuning
+from bench.movers import Feed, Mover, Pools, Ways, kernel, large_rate, lend, split
+from engine.memory.regions import create_region
+from engine.memory.transfer_cuda import CudaPool, CudaTransfers
 from engine.messages import Attach, PoolSpec, Sampling
 from engine.model_runner.batch import PendingStep, Row, StepResult, StepRow
 from engine.model_runner.cuda_device import CudaDevice
@@ -38,20 +41,16 @@ WARM_STEPS, STEPS = 12, 52
 SEGMENT_BYTES = 2**28
 RECLAIM_BYTES, LARGE_BYTES = 20 * 2**30, 4 * 2**30
 
-VARIANTS: dict[str, MoveTuning] = {
-    "as served": MoveTuning(),
-    "engines, 1 stream": engines(1),
-    "engines, 2 streams": engines(2),
-    "engines, 4 streams": engines(4),
-    "kernel, 2 programs": kernel(2),
-    "kernel, 8 programs": kernel(8),
-    "kernel, 32 programs": kernel(32),
-}
 FETCH, MIRROR, UP, DOWN = (PEER, LOCAL), (LOCAL, PEER), (HOST, LOCAL), (LOCAL, HOST)
+PARTS = ("alone", "host", "peer", "small", "rotation")
+POOL_GIB, ROTATION_POOL_GIB = 40, 72
+SMALL_PAGE_BYTES = 2**16
+LIMIT_WAYS: tuple[tuple[tuple[int, int], ...], ...] = ((FETCH,), (MIRROR,), (FETCH, MIRROR), (UP,), (DOWN,))
+PROBES, PROBE_BYTES, PROBE_PAUSE_S = 100, 4096, 0.005
 
 
 class Bench:
-    """A rig on GPU 0, pools of lenders and of the host beside its own, and the rows of the table."""
+    """A rig on GPU 0, pools of lenders (if `peer_gib`) and of the host, and the rows of the table."""
 
     def __init__(self, pool_gib: float, peer_gib: float, host_gib: float) -> None:
         self.rows: list[tuple[str, ...]] = []
@@ -65,16 +64,16 @@ class Bench:
         stream = self.rig.executor.stream
         assert stream is not None
         self.compute = stream
-        self.limits = {ways: large_rate(self.pools, ways, LARGE_BYTES) for ways in limit_ways()}
+        there = [ways for ways in LIMIT_WAYS if all(set(way) <= self.pools.keys() for way in ways)]
+        self.limits = {ways: large_rate(self.pools, ways, LARGE_BYTES) for ways in there}
 
     def attach(self, peer_gib: float, host_gib: float) -> dict[int, CudaPool]:
         """Map what the other GPUs lend, and a host pool."""
         specs, descriptors = [self.spec(SCRATCH, "cuda", "cuda:0", 128)], []
-        lenders = {PEER: torch.cuda.device_count() - 1}
-        if torch.cuda.device_count() > 2:
-            lenders[OTHER_PEER] = torch.cuda.device_count() - 2
-        for pool_id, index in lenders.items():
-            made = lend(index, int((peer_gib if pool_id == PEER else 24) * 2**30))
+        others = range(torch.cuda.device_count() - 1, 0, -1) if peer_gib else range(0)
+        for pool_id, index in zip((PEER, OTHER_PEER), others, strict=False):
+            num_bytes = int((peer_gib if pool_id == PEER else 24) * 2**30)
+            made = lend(index, num_bytes, SEGMENT_BYTES)
             num_pages = len(made) * SEGMENT_BYTES // self.page_bytes
             specs.append(self.spec(pool_id, "cuda", f"cuda:{index}", num_pages, len(descriptors)))
             descriptors += made
@@ -117,13 +116,27 @@ class Bench:
 
     # ------------------------------------------------------------------ interference
 
-    def interference(self, what: str, ways: Ways, variant: str, wanted: str) -> None:
+    def interference(self, what: str, ways: Ways, wanted: str) -> None:
         """Decode at batch 64 and context 1,024, alone, then beside moves that do not end."""
+        self._interference(what, "as served", ways, Mover(self.pools, self.compute), self.pools, wanted)
+
+    def small_interference(self, what: str, way: tuple[int, int], *, by_kernel: bool) -> None:
+        """The same with small pages; by a kernel, if the transfers look at a stream that is always idle."""
+        pools = {
+            pool: CudaPool(each.pages.view(-1, SMALL_PAGE_BYTES), each.is_local)
+            for pool, each in self.pools.items()
+        }
+        mover = Mover(pools, torch.cuda.Stream(0), kernel(8)) if by_kernel else Mover(pools, self.compute)
+        variant = "kernel, 8 programs" if by_kernel else "as served"
+        self._interference(f"{what}, 64 KiB pages", variant, (way,), mover, pools, "")
+
+    def _interference(
+        self, what: str, variant: str, ways: Ways, mover: Mover, pools: Pools, wanted: str
+    ) -> None:
         tokens = 1024 + 128
         rows, used = self.rig.rows(BATCH, tokens), BATCH * self.rig.layout.num_pages(tokens)
         alone = self.decode(rows, WARM_STEPS + STEPS, lambda count: None)[WARM_STEPS:]
-        mover = Mover(self.pools, self.compute, VARIANTS[variant])
-        feeds = self.feeds(mover, ways, self.rig.pages[used:])
+        feeds = self.feeds(mover, pools, ways, self.rig.pages[used:])
         moved: list[tuple[float, int]] = []
         host_s: list[float] = []
 
@@ -146,19 +159,40 @@ class Bench:
         self.rows.append((what, variant, *cells, f"{median(host_s) * 1e3:.2f} ms", wanted))
         print(" | ".join(self.rows[-1]), f"(alone {step_ms(alone):.2f} ms)", flush=True)
 
-    def feeds(self, mover: Mover, ways: Ways, free: Sequence[int]) -> list[Feed]:
+    def feeds(self, mover: Mover, pools: Pools, ways: Ways, free: Sequence[int]) -> list[Feed]:
         """For each way about three steps' worth of its link, to be kept in the queue."""
+        scale = self.page_bytes // pools[LOCAL].page_bytes
         share = len(free) // len(ways)
         feeds = []
         for i, (src, dst) in enumerate(ways):
-            mine, others = (
-                free[i * share : (i + 1) * share],
-                self.pages_of(src if dst == LOCAL else dst, share),
-            )
-            pages = (others, mine) if dst == LOCAL else (mine, others)
             each, ahead = (RECLAIM_PAGES, 16) if HOST in (src, dst) else (FETCH_PAGES, 24)
-            feeds.append(Feed(mover, (src, dst), pages, each, ahead))
+            count = min(share, 2 * ahead * each)
+            mine = free[i * share : i * share + count]
+            others = self.pages_of(src if dst == LOCAL else dst, count)
+            pages = [split(part, scale) for part in ((others, mine) if dst == LOCAL else (mine, others))]
+            feeds.append(Feed(mover, (src, dst), (pages[0], pages[1]), each * scale, ahead))
         return feeds
+
+    def small_copies(self) -> None:
+        """How long a small copy to the host takes beside a mirror to the host: they share a copy engine."""
+        mover = Mover(self.pools, self.compute)
+        feed = self.feeds(mover, self.pools, (DOWN,), self.rig.pages)[0]
+        here = torch.zeros(PROBE_BYTES, dtype=torch.uint8, device="cuda")
+        there = torch.empty(PROBE_BYTES, dtype=torch.uint8, pin_memory=True)
+        stream = torch.cuda.Stream(0)
+        waits_ms = []
+        for _ in range(PROBES):
+            feed.top_up()
+            mover.take()
+            time.sleep(PROBE_PAUSE_S)
+            start = time.perf_counter()
+            with torch.cuda.stream(stream):
+                there.copy_(here, non_blocking=True)
+            stream.synchronize()
+            waits_ms.append((time.perf_counter() - start) * 1e3)
+        mover.close()
+        text = f"{median(waits_ms):.2f} ms, at most {max(waits_ms):.2f}"
+        self.rows.append(("4 KiB to host beside mirror to host", "as served", text, "", "", "", ""))
 
     # ------------------------------------------------------------------ rotation and reclaim
 
@@ -230,56 +264,50 @@ class Bench:
         return "\n".join([f"Moves beside compute, {machine()}", "", *lines])
 
 
-def limit_ways() -> list[tuple[tuple[int, int], ...]]:
-    """What is measured as limit: one large copy for each way."""
-    return [(FETCH,), (MIRROR,), (FETCH, MIRROR), (UP,), (DOWN,)]
-
-
-def lend(index: int, num_bytes: int) -> list[int]:
-    """Descriptors of a pool on GPU `index`, made by a process that has ended."""
-    ours, theirs = socket.socketpair()
-    command = [sys.executable, "-m", "engine.model_runner.lender", "--index", str(index)]
-    command += ["--num-bytes", str(num_bytes), "--segment-bytes", str(SEGMENT_BYTES)]
-    command += ["--pools-fd", str(theirs.fileno())]
-    with ours, subprocess.Popen(command, pass_fds=(theirs.fileno(),)) as child:
-        theirs.close()
-        descriptors = receive_descriptors(ours)
-        assert child.wait() == 0
-    return descriptors
-
-
 def step_ms(steps: list[StepResult], *, gap: bool = False) -> float:
     return median(step.step_ns + (step.idle_ns if gap else 0) for step in steps) / 1e6
 
 
-def run_stages(bench: Bench) -> None:
-    for what, ways, wanted in (
-        ("mirror to peer", (MIRROR,), "0.85, 12%"),
-        ("fetch from peer", (FETCH,), "0.85, 12%"),
-        ("both at once", (FETCH, MIRROR), ""),
-    ):
-        for variant in VARIANTS:
-            attempt(what, lambda w=what, s=ways, v=variant, g=wanted: bench.interference(w, s, v, g))
-    for what, ways in (("fetch from host", (UP,)), ("mirror to host", (DOWN,))):
-        attempt(what, lambda w=what, s=ways: bench.interference(w, s, "as served", "0.95, 4%"))
-    attempt("rotation, peer", lambda: bench.rotation(PEER, "peer HBM", 16, "1%"))
-    attempt("rotation, host", lambda: bench.rotation(HOST, "host DRAM", 6, "beside"))
-    attempt("reclaim to host", lambda: bench.reclaim(HOST, "DRAM", "500 ms, 5 ms"))
-    if OTHER_PEER in bench.pools:
-        attempt("reclaim to lender", lambda: bench.reclaim(OTHER_PEER, "another lender", "100 ms, 5 ms"))
+def run_parts(bench: Bench, parts: Sequence[str]) -> None:
+    if "host" in parts:
+        attempt("fetch from host", lambda: bench.interference("fetch from host", (UP,), "0.95, 4%"))
+        attempt("mirror to host", lambda: bench.interference("mirror to host", (DOWN,), "0.95, 4%"))
+        attempt("small copies", bench.small_copies)
+    if "peer" in parts:
+        attempt("mirror to peer", lambda: bench.interference("mirror to peer", (MIRROR,), "0.85, 12%"))
+        attempt("fetch from peer", lambda: bench.interference("fetch from peer", (FETCH,), "0.85, 12%"))
+        attempt("both at once", lambda: bench.interference("both at once", (FETCH, MIRROR), ""))
+    if "small" in parts:
+        for by_kernel in (False, True):
+            attempt("mirror", lambda k=by_kernel: bench.small_interference("mirror", MIRROR, by_kernel=k))
+            attempt("fetch", lambda k=by_kernel: bench.small_interference("fetch", FETCH, by_kernel=k))
+    if "rotation" in parts:
+        attempt("rotation, peer", lambda: bench.rotation(PEER, "peer HBM", 16, "1%"))
+        attempt("rotation, host", lambda: bench.rotation(HOST, "host DRAM", 6, "beside"))
+        attempt("reclaim to host", lambda: bench.reclaim(HOST, "DRAM", "500 ms, 5 ms"))
+        if OTHER_PEER in bench.pools:
+            wanted = "100 ms, 5 ms"
+            attempt("reclaim to lender", lambda: bench.reclaim(OTHER_PEER, "another lender", wanted))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--pool-gib", type=float, default=72.0)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
     parser.add_argument("--peer-gib", type=float, default=96.0)
     parser.add_argument("--host-gib", type=float, default=8.0)
     parser.add_argument("--out", type=Path, help="folder for the table")
     options = parser.parse_args()
-    assert torch.cuda.device_count() > 1, "two GPUs are needed"
-    subprocess.run([sys.executable, "-m", "bench.check_pools"], check=False)
-    bench = Bench(options.pool_gib, options.peer_gib, options.host_gib)
-    run_stages(bench)
+    if "alone" in options.only:
+        subprocess.run([sys.executable, "-m", "bench.check_pools"], check=False)
+    parts = [part for part in options.only if part != "alone"]
+    if not parts:
+        return
+    needs_peer = parts != ["host"]
+    if needs_peer and torch.cuda.device_count() < 2:
+        parser.error("two GPUs are needed for all parts but alone and host")
+    pool_gib = ROTATION_POOL_GIB if "rotation" in parts else POOL_GIB
+    bench = Bench(pool_gib, options.peer_gib if needs_peer else 0, options.host_gib)
+    run_parts(bench, parts)
     print(f"\n{bench.table()}")
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
