@@ -7,10 +7,8 @@ from loadgen.charts import Run, charts
 from loadgen.page import card, figure, page, table
 from loadgen.report import REPORT_FILE, draw_all
 from loadgen.results import load_run
-from loadgen.stats import Distribution, Summary, summarize
-from loadgen.tables import MEASURES, distributions, quantile, warnings
-
-_QUANTILES = ("p50", "p90", "p99")
+from loadgen.stats import summarize
+from loadgen.tables import comparison, warnings
 
 
 def compare_runs(folders: Sequence[Path], out: Path) -> tuple[list[list[str]], str | None]:
@@ -38,15 +36,3 @@ def _names(folders: Sequence[Path]) -> list[str]:
     """The folders' own names, or their whole paths where those do not tell them apart."""
     names = [folder.resolve().name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
-
-
-def comparison(summaries: Sequence[Summary]) -> list[list[str]]:
-    """What is measured of several runs, a row each: its name, then its value for each run."""
-    rows = [[measure.label, *(measure.value(summary) for summary in summaries)] for measure in MEASURES]
-    per_run: list[list[tuple[str, Distribution | None]]]
-    per_run = [distributions(summary.latencies) for summary in summaries]
-    for column in zip(*per_run, strict=True):
-        for name in _QUANTILES:
-            cells = [quantile(distribution, name) for _, distribution in column]
-            rows.append([f"{column[0][0]} {name}", *cells])
-    return rows

@@ -1,6 +1,6 @@
 """The numbers of runs as rows of text, for the terminal and for the report alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loadgen.results import RunInfo
@@ -8,6 +8,7 @@ from loadgen.stats import Distribution, Latencies, Summary
 
 Row = tuple[str, ...]
 QUANTILES = ("mean", "p50", "p90", "p99", "max")
+_COMPARED = ("p50", "p90", "p99")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +140,15 @@ def print_lines(info: RunInfo, summary: Summary) -> list[str]:
     for label, distribution in distributions(summary.latencies):
         lines.append(f"{label:<30}" + "".join(f"{cell:>12}" for cell in quantiles(distribution)))
     return lines + [f"! {line}" for line in warnings(info, summary)]
+
+
+def comparison(summaries: Sequence[Summary]) -> list[list[str]]:
+    """What is measured of several runs, a row each: its name, then its value for each run."""
+    rows = [[measure.label, *(measure.value(summary) for summary in summaries)] for measure in MEASURES]
+    per_run: list[list[tuple[str, Distribution | None]]]
+    per_run = [distributions(summary.latencies) for summary in summaries]
+    for column in zip(*per_run, strict=True):
+        for name in _COMPARED:
+            cells = [quantile(distribution, name) for _, distribution in column]
+            rows.append([f"{column[0][0]} {name}", *cells])
+    return rows

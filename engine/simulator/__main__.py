@@ -14,13 +14,12 @@ from engine.simulator.options import make_cluster, parse
 from engine.simulator.simulation import Machine, Simulation
 from engine.simulator.workload import read_schedule, sent_in
 from loadgen.arrivals import ClosedLoop
-from loadgen.compare import comparison
 from loadgen.plan import Sending
 from loadgen.report import REPORT_FILE, write_report
 from loadgen.results import LoadError, RunInfo, load_run
 from loadgen.spec import SpecError
 from loadgen.stats import Summary, summarize
-from loadgen.tables import print_lines
+from loadgen.tables import comparison, print_lines
 from loadgen.traces import TraceError
 
 

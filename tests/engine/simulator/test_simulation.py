@@ -85,5 +85,5 @@ def test_a_closed_loop_has_so_many_open_and_pauses_between():
     sendings = schedule(rows, loop, parse_tenants("round-robin:1"), 1, None)
     cluster = Cluster(1, GPU, LLAMA_8B, 64, 1000, depth=1, message_ns=0)
     records = Simulation(cluster, "cfs", SETTINGS, sendings, {"tenant-1": 1.0}, closed_loop=loop).run()
-    assert [record.sent_s for record in records] == pytest.approx([0, 0, 0.6, 0.61, 1.2, 1.22])  # a step begins between
+    assert [record.sent_s for record in records] == pytest.approx([0, 0, 0.6, 0.61, 1.2, 1.22])
     assert [record.output_tokens for record in records] == [10] * 6
