@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+
+from tests.served import served
 
 ROOT = Path(__file__).parent.parent
 DASHBOARD = json.loads((ROOT / "packaging" / "grafana" / "fairslice.json").read_text())
@@ -50,17 +51,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     config = folder / "fairslice.toml"
     config.write_text(CONFIG.format(socket=folder / "engine.sock"))
     command = [sys.executable, "-m", "fairslice", "serve", "--config", str(config)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            line = next(line for line in process.stdout if "serving on" in line)
-            address = line.split()[-1]
-            with ThreadPoolExecutor(NUM_PROMPTS) as pool:
-                list(pool.map(partial(complete, address), range(NUM_PROMPTS)))
-            with urllib.request.urlopen(f"{address}/metrics") as answer:
-                text = answer.read().decode()
-        finally:
-            process.terminate()
+    with served(command, ROOT) as printed:
+        address = printed[-1].split()[-1]
+        with ThreadPoolExecutor(NUM_PROMPTS) as pool:
+            list(pool.map(partial(complete, address), range(NUM_PROMPTS)))
+        with urllib.request.urlopen(f"{address}/metrics") as answer:
+            text = answer.read().decode()
     return dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
 
 
@@ -116,6 +112,8 @@ def test_names_of_vllms_dashboard_are_exported_where_they_mean_the_same(exported
         "vllm:kv_cache_usage_perc",
         "vllm:num_requests_running",
         "vllm:num_requests_waiting",
+        "vllm:prefix_cache_hits_total",
+        "vllm:prefix_cache_queries_total",
         "vllm:prompt_tokens_total",
         "vllm:request_decode_time_seconds",
         "vllm:request_generation_tokens",

@@ -9,6 +9,8 @@ from shutil import copytree, ignore_patterns
 
 import pytest
 
+from tests.served import served
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("api", "engine", "fairslice", "loadgen")
 
@@ -87,11 +89,5 @@ def test_it_serves_where_other_modules_have_the_same_names(bin_folder: Path, tmp
         '[[devices]]\nname = "cpu"\nmemory = "4MiB"\nthreads = 1\n[memory]\nhost = "4MiB"\n'
         f'[server]\nport = 0\n[engine]\nsocket = "{tmp_path}/engine.sock"\n'
     )
-    with subprocess.Popen(
-        [bin_folder / "fairslice", "serve"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        printed = next((line for line in process.stdout if "is ready" in line), "")
-        process.terminate()
-        assert process.wait() == 0
-    assert printed.startswith("tiny is ready")
+    with served([bin_folder / "fairslice", "serve"], tmp_path) as printed:
+        assert printed[0].startswith("tiny is ready")
