@@ -36,11 +36,12 @@ def with_subcommands(
 def test_options_say_what_they_mean_and_what_they_are_without(
     words: str, parser: argparse.ArgumentParser
 ) -> None:
+    one_of = [group._group_actions for group in parser._mutually_exclusive_groups if group.required]
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction | argparse._HelpAction | argparse._VersionAction):
             continue
         assert action.help, f"{words}: {action.dest} is not explained"
-        if action.option_strings and not action.required:
+        if action.option_strings and not action.required and not any(action in group for group in one_of):
             has_default = "default" in action.help or action.help.endswith(")")
             assert has_default, f"{words}: {action.dest} does not say its default"
     assert parser.format_help()  # no stray % in it
