@@ -9,12 +9,12 @@ from api.choices import Choice, ChoiceOptions, Piece
 from api.connection import ClientGoneError
 from api.detokenize import Detokenizer
 from api.engine_client import EngineClient
-from api.errors import ApiError, unavailable
+from api.errors import ApiError, bad_request, unavailable
 from api.open_requests import OpenPrompt, OpenRequest
 from api.request_timer import RequestTimer
 from api.stops import StopStrings
 from api.tokenizers import TextModel
-from engine.messages import FinishReason, ModelCard, PromptSpec, Sampling, Submit
+from engine.messages import BAD_GRAMMAR, FinishReason, ModelCard, PromptSpec, Sampling, Submit
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +198,8 @@ def expand_prompts(
 
 def _failure(prompt: OpenPrompt) -> ApiError:
     if prompt.finish is FinishReason.ERROR:
+        if prompt.error is not None and prompt.error.startswith(BAD_GRAMMAR):  # the model's tokens showed it
+            return bad_request(None, prompt.error)
         return ApiError(500, prompt.error or "The prompt could not be served", code="engine_error")
     return unavailable("The engine ended the prompt", "engine_aborted")
 

@@ -48,6 +48,9 @@ class Grammar(Part, frozen=True, kw_only=True):
     source: str
 
 
+BAD_GRAMMAR = "the grammar cannot be used"  # how the error of a prompt begins whose grammar is to blame
+
+
 class Sampling(Part, frozen=True, kw_only=True):
     """How the tokens of one prompt are chosen, and when it ends.
 

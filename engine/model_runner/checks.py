@@ -1,6 +1,6 @@
 """What a slice may ask of the model: a prompt that cannot be served fails alone, before it reaches a step."""
 
-from engine.messages import Slice
+from engine.messages import BAD_GRAMMAR, Slice
 from engine.model_runner.grammar import BadGrammar, Grammars
 
 
@@ -28,5 +28,5 @@ class SliceCheck:
         try:
             self._grammars.check(sampling.grammar)
         except BadGrammar as error:
-            return f"the grammar cannot be used: {' '.join(str(error).split())}"
+            return f"{BAD_GRAMMAR}: {' '.join(str(error).split())}"
         return None

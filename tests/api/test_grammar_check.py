@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from api import grammar_check
 from api.grammar_check import TOO_COSTLY, GrammarChecks
 from api.grammar_checker import NOTHING_FITS, problem_with
-from engine.messages import Grammar, GrammarKind
-from tests.api.harness import run, run_for, running_api
+from engine.messages import BAD_GRAMMAR, Grammar, GrammarKind
+from tests.api.harness import run, run_for, running_api, until
 from tests.api.test_bad_input import check_error
 
 # Rules that lead on to each other, deep enough to overflow the stack of whoever follows them.
@@ -46,6 +46,17 @@ def test_a_grammar_over_the_limit_says_so() -> None:
         async with running_api() as api:
             schema = {"enum": ["x" * 300_000]}
             assert "262144" in check_error(await api.complete(guided_json=schema), 400, "guided_json")
+
+    run(test())
+
+
+def test_what_only_the_models_tokens_show_is_a_bad_request_too() -> None:
+    async def test() -> None:
+        async with running_api(paused=True) as api:
+            asked = asyncio.create_task(api.complete(guided_regex="a+"))
+            await until(lambda: api.engine.running)
+            api.engine.fail_all(f"{BAD_GRAMMAR}: its lexer is too large")
+            assert "its lexer is too large" in check_error(await asked, 400, None)
 
     run(test())
 
