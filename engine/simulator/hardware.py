@@ -69,8 +69,9 @@ def read_cost(path: Path) -> CostModel:
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """Equal GPUs, each with a pool of `pool_pages` pages, and the tiers that they share: the spare memory of
-    lenders (`peer_pages`) and the host's. A message between engine and runner is `message_ns` on its way; a
-    runner has up to `depth` steps in flight, and launches the next `lead_ns` before the last one ends."""
+    lenders (`peer_pages`) and the host's. A message between engine and runner is `message_ns` on its way, a
+    plan takes the engine `plan_ns`, and a runner has up to `depth` steps in flight and launches the next one
+    `lead_ns` before the last one ends."""
 
     num_gpus: int
     gpu: Gpu
@@ -85,3 +86,4 @@ class Cluster:
     depth: int = 2
     lead_ns: int = 1_500_000
     message_ns: int = 200_000
+    plan_ns: int = 0

@@ -80,6 +80,7 @@ def make_cluster(options: argparse.Namespace) -> Cluster:
         depth=options.depth,
         lead_ns=round(options.lead_us * 1e3),
         message_ns=round(options.message_us * 1e3),
+        plan_ns=round(options.plan_us * 1e3),
     )
 
 
@@ -200,6 +201,7 @@ def _cluster_options(group: "argparse._ArgumentGroup") -> None:
         "--lead-us", type=_form(_not_negative), default=1500.0, help="a step is launched so long ahead (1500)"
     )
     add("--message-us", type=_form(_not_negative), default=200.0, help="engine to runner (default: 200)")
+    add("--plan-us", type=_form(_not_negative), default=0.0, help="time of a plan in the engine (default: 0)")
 
 
 def _scheduler_options(group: "argparse._ArgumentGroup") -> None:

@@ -54,6 +54,9 @@ class Simulation:
         self._closed_loop = closed_loop
         self._sent_s = [0.0] * len(sendings)
         self._num_sent = 0
+        self._plan_ns = cluster.plan_ns
+        self._engine_free_ns = 0
+        self._is_plan_set = False
         self._weights = weights
         self._events = EventQueue()
         self._times_s: list[list[float]] = [[] for _ in sendings]
@@ -150,9 +153,22 @@ class Simulation:
         self._plan()
 
     def _plan(self) -> None:
-        if self.scheduler.needs_plan:
-            for name, plan in self.scheduler.plan(self._events.now_ns):
-                self.runners[name].send(plan)
+        """Plan, at once or when the engine is done with its last plan: then for all that came until then."""
+        if not self.scheduler.needs_plan:
+            return
+        now_ns = self._events.now_ns
+        if now_ns < self._engine_free_ns:
+            if not self._is_plan_set:
+                self._is_plan_set = True
+                self._events.at(self._engine_free_ns, self._plan_late)
+            return
+        self._engine_free_ns = now_ns + self._plan_ns
+        for name, plan in self.scheduler.plan(now_ns):
+            self.runners[name].send(plan)
+
+    def _plan_late(self) -> None:
+        self._is_plan_set = False
+        self._plan()
 
     def _on_tokens(self, seeds: Sequence[int]) -> None:
         now_s, times_s = self._events.now_ns / 1e9, self._times_s

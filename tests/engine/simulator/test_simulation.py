@@ -87,3 +87,10 @@ def test_a_closed_loop_has_so_many_open_and_pauses_between():
     records = Simulation(cluster, "cfs", SETTINGS, sendings, {"tenant-1": 1.0}, closed_loop=loop).run()
     assert [record.sent_s for record in records] == pytest.approx([0, 0, 0.6, 0.61, 1.2, 1.22])
     assert [record.output_tokens for record in records] == [10] * 6
+
+
+def test_an_engine_that_plans_answers_all_that_came_meanwhile_at_once():
+    simulation, records = simulate(40, plan_ns=30 * MS)
+    quick, _ = simulate(40)
+    assert [record.output_tokens for record in records] == [50] * 40
+    assert simulation.scheduler.counters.plans < quick.scheduler.counters.plans
