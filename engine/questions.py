@@ -41,14 +41,14 @@ class Questions:
     ) -> None:
         self._socket.close()
 
-    def ask(self, question: msgspec.Struct, kind: type[Answer]) -> Answer:
-        """Send the question and wait for an answer of this kind. Raises NoAnswer."""
+    def ask(self, question: msgspec.Struct, *kinds: type[Answer]) -> Answer:
+        """Send the question and wait for an answer of one of these kinds. Raises NoAnswer."""
         deadline_s = time.monotonic() + TIMEOUT_S
         try:
             self._pipe.send(question)
             while time.monotonic() < deadline_s:
                 for message in self._pipe.receive(0.5):
-                    if isinstance(message, kind):
+                    if isinstance(message, kinds):
                         return message
         except (OSError, EOFError):
             raise NoAnswer(f"the engine at {self._path} went away") from None

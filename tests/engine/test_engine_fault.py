@@ -1,0 +1,61 @@
+"""The engine as a process, with a device that fails: what its pool holds is not to be trusted any more."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.engine.engine_process import Client, engine
+
+PROMPTS = {f"p{number}": [(7 * number + i) % 256 for i in range(3 + 5 * number)] for number in range(10)}
+NUM_TOKENS = 60
+
+# Read by every Python process that finds it on its path: on a signal, a runner spoils all of its pool and
+# fails as a GPU would.
+FAULT = """
+import gc, signal
+
+def fail(number, frame):
+    from engine.model_runner.devices import Attached, CpuDevice
+    for found in gc.get_objects():
+        if isinstance(found, Attached):
+            found.local.fill_(77)
+    CpuDevice.is_fault = lambda device, error: True
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+signal.signal(signal.SIGUSR1, fail)
+"""
+
+
+def pid_of_runner(client: Client, device: str) -> int:
+    models = client.get_stats().status["models"]
+    assert isinstance(models, dict)
+    pid: int = models["tiny"]["devices"][device]["pid"]
+    return pid
+
+
+def test_contexts_in_the_pool_of_a_device_that_failed_are_recomputed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two devices serve; each lends the other what it does not need."""
+    (tmp_path / "sitecustomize.py").write_text(FAULT)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2]}")
+    devices = (("cpu:0", "192KiB"), ("cpu:1", "1MiB"))
+    with engine(tmp_path, devices=devices) as client:
+        for prompt_id, ids in PROMPTS.items():
+            client.submit(prompt_id, ids, NUM_TOKENS)
+            client.wait()
+        alone = dict(client.tokens)
+        for number, device in enumerate(("cpu:0", "cpu:1"), start=1):
+            for prompt_id, ids in PROMPTS.items():
+                client.submit(f"{prompt_id} {device}", ids, NUM_TOKENS)
+            count = sum(map(len, client.tokens.values())) + 100
+            client.wait_for(lambda count=count: sum(map(len, client.tokens.values())) >= count)
+            client.wait_for(lambda: client.metric("fairslice:device_up") == 2)
+            os.kill(pid_of_runner(client, device), signal.SIGUSR1)
+            client.wait()
+            client.wait_for(lambda number=number: client.metric("fairslice:runners_lost") == number)
+        assert {name: client.tokens[name] for name in alone} == alone
+        assert all(tokens == alone[name.split()[0]] for name, tokens in client.tokens.items())
+        assert client.metric("fairslice:recomputed_tokens") > 0
