@@ -186,9 +186,7 @@ def draw(samples: list[Sample], bursts: list[float], capacity: int, out: Path) -
         colors=(LOCAL, LENT, HOST),
         linewidth=0,
     )
-    above.set_title(
-        "Pages of a model on cpu:0 with too many prompts, by place", loc="left", fontsize=11
-    )
+    above.set_title("Pages of a model on cpu:0 with too many prompts, by place", loc="left", fontsize=11)
     below.stackplot(
         times,
         [s.own for s in samples],
