@@ -29,7 +29,7 @@ SETTINGS = PlannerSettings(
     first_slices=8,
     max_model_len=100_000,
     reserve=0.0,
-    floor_tokens_per_s=25.0,
+    floor_tokens_per_s=20.0,
 )
 ENDLESS = 50_000  # output tokens
 FAIR = pytest.mark.parametrize("policy", ["cfs", "eevdf"])
@@ -146,6 +146,20 @@ def test_endless_arrivals_starve_nobody(policy, num_gpus):
         times = [*sim.token_times_s(index), sim.now_ns / 1e9]
         gaps.append(max(after - before for before, after in pairwise(times)))
     assert max(gaps) <= 1.5 * GAP_NS / 1e9 + 3 * SLICE_NS / 1e9
+
+
+@FAIR
+def test_everybody_reads_on_at_the_floor_while_capacity_allows(policy):
+    """Eight places at 100 tokens/s each; twenty readers of 20/s take half of that. From its first token on
+    nobody is ever behind its reader by more than what is read between two turns."""
+    sim = simulation([request("t")] * 20, {"t": 1.0}, policy=policy)
+    run_until(sim, 12)
+    floor = SETTINGS.floor_tokens_per_s
+    for index in range(20):
+        times = sim.token_times_s(index)
+        behind = [floor * (at_s - times[0]) - number for number, at_s in enumerate(times)]
+        assert max(behind) <= floor * 1.5 * GAP_NS / 1e9
+        assert sim.now_ns / 1e9 - times[-1] <= 1.5 * GAP_NS / 1e9
 
 
 @FAIR
