@@ -193,7 +193,7 @@ def _make_forward(model: PreTrainedModel, paged: StepBuffers, options: StepOptio
     if not options.compile:
         return forward
     rotate_once(model)
-    rotate_by(model, rotate)
+    rotate_by(model, rotate, paged.pool.device)
     run: Forward = torch.compile(forward, options=_compile_options(device, options))
 
     def with_marks(ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:

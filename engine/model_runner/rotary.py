@@ -17,6 +17,7 @@ Rotate = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 """query [1, heads, n, dim], key [1, kv_heads, n, dim], cos [1, n, dim], sin -> query and key, turned."""
 
 _FUNCTION = "apply_rotary_pos_emb"  # of the modules in which transformers defines its models
+_ORIGINAL = "_fairslice_original"  # what the function that stands in for it goes back to
 
 _library = library.Library("fairslice", "FRAGMENT")
 _library.define("computed_once(Tensor x) -> Tensor")
@@ -45,22 +46,26 @@ def _keep(module: nn.Module, args: object, output: Any) -> Any:
     return tuple(once(part) for part in output)
 
 
-def rotate_by(model: nn.Module, rotate: Rotate) -> bool:
-    """Have the models of this model's family turn queries and keys by `rotate`, in this process, where they
-    turn whole heads by halves. False, and nothing changed, if the family does it in another way."""
+def rotate_by(model: nn.Module, rotate: Rotate, device: torch.device) -> bool:
+    """Have the models of this model's family turn queries and keys by `rotate`, in this process and where they
+    are on such a device and whole heads are turned by halves. False, and nothing changed, if the family does
+    it in another way."""
     module = sys.modules[type(model).__module__]
-    original = getattr(module, _FUNCTION, None)
+    current = getattr(module, _FUNCTION, None)
+    original = getattr(current, _ORIGINAL, current)
     if original is None or not _turns_halves(original):
         return False
 
     def turn(
         query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if unsqueeze_dim != 1 or query.shape[-1] != cos.shape[-1]:  # some turn a part of each head only
+        is_whole = unsqueeze_dim == 1 and query.shape[-1] == cos.shape[-1]  # some turn a part of each head
+        if not is_whole or query.device.type != device.type:
             turned: tuple[torch.Tensor, torch.Tensor] = original(query, key, cos, sin, unsqueeze_dim)
             return turned
         return rotate(query, key, cos, sin)
 
+    setattr(turn, _ORIGINAL, original)
     setattr(module, _FUNCTION, turn)
     return True
 

@@ -74,6 +74,10 @@ def test_a_family_that_turns_halves_does_so_by_our_function(
     with torch.inference_mode():
         want = model(input_ids=ids).logits
         calls.clear()
-        assert rotate_by(model, halves) == turns_halves
+        assert rotate_by(model, halves, torch.device("cpu")) == turns_halves
         torch.testing.assert_close(model(input_ids=ids).logits, want)
-    assert bool(calls) == turns_halves
+        assert bool(calls) == turns_halves
+        calls.clear()
+        assert rotate_by(model, halves, torch.device("cuda")) == turns_halves
+        torch.testing.assert_close(model(input_ids=ids).logits, want)
+        assert not calls
