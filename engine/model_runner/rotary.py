@@ -47,7 +47,7 @@ def _keep(module: nn.Module, args: object, output: Any) -> Any:
 
 
 def rotate_by(model: nn.Module, rotate: Rotate, device: torch.device) -> bool:
-    """Have the models of this model's family turn queries and keys by `rotate`, in this process and where they
+    """Have all models of this model's family in this process turn queries and keys by `rotate`, where these
     are on such a device and whole heads are turned by halves. False, and nothing changed, if the family does
     it in another way."""
     module = sys.modules[type(model).__module__]
