@@ -88,7 +88,11 @@ class Preemption:
             if not prompt.context.is_running and prompt.context.would_be_lost(pools)
         ]
         if idle:
-            self._store.drop(max(idle, key=lambda prompt: prompt.task.serial).context)
+            context = max(idle, key=lambda prompt: prompt.task.serial).context
+            if context.is_dirty:
+                self._store.drop(context)
+            else:
+                self._store.forget(context)
         return bool(idle)
 
     def may_be_ended(self, prompt: Prompt, floor_ns: int, now_ns: int) -> bool:

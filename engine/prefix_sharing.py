@@ -11,7 +11,7 @@ from engine.memory.store import ContextStore
 from engine.prompt import Prompt
 
 NOTHING = Prefix()
-MIN_WAIT_TOKENS = 128  # it takes that much that is being computed to wait for it: a step is not worth less
+MIN_WAIT_TOKENS = 128  # it takes so many that are being computed to begin to wait for them
 
 
 @dataclass(slots=True)
@@ -28,6 +28,7 @@ class PrefixSharing:
     def __init__(self, store: ContextStore) -> None:
         self.counters = PrefixCounters()
         self._store = store
+        self._patient: set[Prompt] = set()  # who waits for what others compute
         self._latest: Prompt | None = None  # who was asked about last, ...
         self._found: dict[Device, Prefix] = {}  # ... and what was found since anything changed
 
@@ -41,7 +42,10 @@ class PrefixSharing:
         if prompt.context.node is not None or not self._may_read(prompt):
             return False
         coming = max([self._find(prompt, device).num_coming for device in devices])
-        return coming >= MIN_WAIT_TOKENS and all(device.running for device in devices)
+        least = 1 if prompt in self._patient else MIN_WAIT_TOKENS
+        is_worth = coming >= least and all(device.running for device in devices)
+        (self._patient.add if is_worth else self._patient.discard)(prompt)
+        return is_worth
 
     def num_cached(self, prompt: Prompt, device: Device) -> int:
         """Positions of a prompt which has nothing yet that the device has."""
@@ -73,6 +77,7 @@ class PrefixSharing:
 
     def retire(self, prompt: Prompt) -> None:
         """The prompt has ended: its context is for others."""
+        self._patient.discard(prompt)
         self._store.retire(prompt.context, prompt.pack())
 
     def _may_read(self, prompt: Prompt) -> bool:

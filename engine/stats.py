@@ -73,7 +73,6 @@ def _of_scheduler(scheduler: Scheduler, model: str) -> Iterator[Sample]:
         scheduler.planner.policy.vruntime_spread_ns() / 1e9,
         model,
     )
-    yield from _of_prefixes(scheduler, model)
     yield _counter("runners_lost", "Runners that died.", counters.runners_lost, model)
     yield _gauge(
         "fairslice:longest_gap_seconds",
@@ -81,7 +80,7 @@ def _of_scheduler(scheduler: Scheduler, model: str) -> Iterator[Sample]:
         counters.longest_gap_ns / 1e9,
         model,
     )
-    yield from _of_devices(scheduler, model)
+    yield from _of_prefixes(scheduler, model)
     yield from memory_samples(scheduler, model)
     for tenant, service_ns in scheduler.service_by_tenant().items():
         text = "GPU time charged."
@@ -97,18 +96,20 @@ def _of_prefixes(scheduler: Scheduler, model: str) -> Iterator[Sample]:
         labels = {"model_name": model}
         kind, name = "counter", f"vllm:prefix_cache_{name}"
         yield Sample(name=name, help=text, kind=kind, value=float(value), labels=labels)
-    pages = sum(scheduler.store.num_cached_pages().values())
-    yield _gauge("fairslice:cached_pages", "Pages, in all tiers, that no prompt needs.", pages, model)
+    cached = scheduler.store.num_cached_pages()
+    text = "Pages, in all tiers, of contexts that no prompt needs."
+    yield _gauge("fairslice:cached_pages", text, sum(cached.values()), model)
+    yield from _of_devices(scheduler, model, cached)
 
 
-def _of_devices(scheduler: Scheduler, model: str) -> Iterator[Sample]:
+def _of_devices(scheduler: Scheduler, model: str, cached: dict[int, int]) -> Iterator[Sample]:
     for device in scheduler.devices.values():
         pool = scheduler.store.local_pools[device.pool_id]
         name = device.name
         yield _gauge(
             "vllm:kv_cache_usage_perc",
-            "Part of the page pool that is in use, 0 to 1.",
-            pool.num_used / max(1, pool.num_usable),
+            "Part of the page pool that prompts use, 0 to 1.",
+            (pool.num_used - cached.get(pool.pool_id, 0)) / max(1, pool.num_usable),
             model,
             device=name,
         )

@@ -122,6 +122,12 @@ class ContextStore:
         if self._prefixes is not None and context.is_growing and context.computed == context.start:
             self._prefixes.leave(context)  # ancestors must not be kept for it
 
+    def forget(self, context: Context) -> None:
+        """Give up all of a context that is idle, so that its ancestors need not be kept for it."""
+        assert self._prefixes is not None
+        self._losses.count(context.computed)
+        self._prefixes.leave(context)
+
     def lose_local(self, pool_id: int) -> None:
         """The bytes of a local pool are gone, where nothing runs any more; contexts that are moving from
         there (`coming_from`) have been closed."""

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from engine.messages import FinishReason
+from engine.messages import FinishReason, Sampling
 from tests.engine.fake_runner import FULL, WINDOWED, generate
 from tests.engine.rig import Rig
 
@@ -41,30 +41,35 @@ def submit_all(rig, wanted, source, *, spread=6, **request):
             rig.tick()
 
 
-@pytest.mark.parametrize("layout", [FULL, WINDOWED])
+LAYOUTS = pytest.mark.parametrize(("layout", "scale"), [(FULL, 1), (WINDOWED, 2)])
+POLICIES = pytest.mark.parametrize("policy", ["cfs", "fcfs"])
+
+
+@LAYOUTS
+@POLICIES
 @pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("policy", ["cfs", "fcfs"])
-def test_outputs_are_exact_whatever_is_shared(layout, depth, policy):
-    for seed in range(12):
+def test_outputs_are_exact_whatever_is_shared(layout, scale, policy, depth):
+    hits = 0
+    for seed, local in enumerate([(40,), (60,), (200,), (45, 45)]):
         source = random.Random(seed)
-        local = source.choice([(40,), (60,), (200,), (45, 45)])
+        pools = [size * scale for size in local]
         rig = Rig(
-            layout, depth=depth, policy=policy, local=local, seed=seed, host=source.choice([10, 60, 400])
+            layout, depth=depth, policy=policy, local=pools, seed=seed, host=source.choice([10, 60, 400])
         )
         wanted = family(source, 40)
         submit_all(rig, wanted, source)
         rig.run(check_every=5)
         check_outputs(rig, wanted)
-        if layout is FULL:
-            assert rig.scheduler.planner.prefixes.counters.hit > 0
+        hits += rig.scheduler.planner.prefixes.counters.hit
+    assert hits > 0
 
 
-@pytest.mark.parametrize("layout", [FULL, WINDOWED])
-@pytest.mark.parametrize("policy", ["cfs", "fcfs"])
-def test_outputs_stay_exact_whatever_ends_or_dies(layout, policy):
-    for seed in range(10):
+@LAYOUTS
+@POLICIES
+def test_outputs_stay_exact_whatever_ends_or_dies(layout, scale, policy):
+    for seed in range(6):
         source = random.Random(seed)
-        local = (80, 80) if seed % 2 else (90,)
+        local = [40 * scale] * 2 if seed % 2 else [45 * scale]
         rig = Rig(
             layout, depth=1 + seed % 2, policy=policy, local=local, seed=seed, host=source.choice([10, 100])
         )
@@ -73,17 +78,119 @@ def test_outputs_stay_exact_whatever_ends_or_dies(layout, policy):
             rig.submit(prompt_id, ids, max_tokens)
             for _ in range(source.randint(0, 6)):
                 rig.tick()
-            if source.random() < 0.25:
-                gone = source.choice(list(rig.scheduler.prompts) or [prompt_id])
-                if rig.scheduler.prompts.get(gone) is not None and gone not in rig.finished:
-                    rig.abort(gone)
-                    wanted.pop(gone, None)
+            if source.random() < 0.25 and rig.scheduler.prompts:
+                gone = source.choice(list(rig.scheduler.prompts))
+                rig.abort(gone)
+                del wanted[gone]
             if source.random() < 0.1:
-                name = source.choice(list(rig.ledgers))
-                rig.kill_runner(name, trusted=source.random() < 0.5)
-                for _ in range(source.randint(0, 5)):
-                    rig.tick()
-                rig.scheduler.check_integrity()
-                rig.start_runner(name)
+                restart_one(rig, source)
         rig.run(check_every=5)
         check_outputs(rig, wanted)
+
+
+def restart_one(rig, source):
+    name = source.choice(list(rig.ledgers))
+    rig.kill_runner(name, trusted=source.random() < 0.5)
+    for _ in range(source.randint(0, 5)):
+        rig.tick()
+    rig.scheduler.check_integrity()
+    rig.start_runner(name)
+
+
+def answer(rig, prompt_id, ids, max_tokens=8, **request):
+    """Serve one prompt to its end; how many tokens of it were cached."""
+    rig.submit(prompt_id, ids, max_tokens, **request)
+    rig.run()
+    assert rig.outputs[prompt_id] == generate(rig.layout, ids, max_tokens)
+    return rig.cached_tokens[prompt_id]
+
+
+def test_a_shared_prefix_is_stored_once():
+    rig = Rig(FULL, local=(200,))
+    prefix = list(range(40))
+    assert answer(rig, "first", [*prefix, 1]) == 0
+    assert answer(rig, "second", [*prefix, 2]) == 40
+    assert answer(rig, "third", [*prefix[:22], 3]) == 20  # whole pages only
+    pages = rig.store.num_cached_pages()[1]
+    assert pages == 10 + 2 + 2 + 3  # of each its own: the last token of an answer is never computed
+
+
+def test_a_conversation_goes_on_where_it_ended():
+    rig = Rig(FULL, local=(200,))
+    ids = [5, 6, 7]
+    answer(rig, "turn 1", ids)
+    ids = [*ids, *rig.outputs["turn 1"], 9]
+    assert answer(rig, "turn 2", ids) == 10  # all but the last token sampled, which was never fed
+    ids = [*ids, *rig.outputs["turn 2"], 9, 9]
+    assert answer(rig, "turn 3", ids) == 19
+    assert len(rig.store.contexts) == 1
+
+
+def test_the_last_token_of_a_prompt_is_always_computed():
+    rig = Rig(FULL, local=(200,))
+    ids = list(range(16))
+    answer(rig, "first", ids)
+    assert answer(rig, "again", ids) == 12
+
+
+@pytest.mark.parametrize("request_of_other", [{"tenant": "other"}, {"cache_salt": "pepper"}])
+def test_nothing_is_shared_across_tenants_or_salts(request_of_other):
+    rig = Rig(FULL, local=(200,))
+    ids = list(range(30))
+    answer(rig, "first", ids)
+    assert answer(rig, "stranger", ids, **request_of_other) == 0
+    assert answer(rig, "own", ids, cache_salt="") == 28
+
+
+def test_prompts_whose_logprobs_are_wanted_are_computed_whole():
+    rig = Rig(FULL, local=(200,))
+    ids = list(range(30))
+    answer(rig, "first", ids)
+    wanted = Sampling(max_tokens=8, temperature=0.0, prompt_logprobs=1)
+    assert answer(rig, "scored", ids, sampling=wanted) == 0
+
+
+def test_newcomers_wait_for_a_prefix_that_is_being_computed():
+    rig = Rig(FULL, local=(400,), max_model_len=400, max_batch=8)
+    prefix = [n % 7 for n in range(240)]
+    for number in range(5):
+        rig.submit(f"p{number}", [*prefix, number], 4)
+    rig.run()
+    assert rig.scheduler.counters.computed_tokens < 240 + 5 * (16 + 8)
+    assert [rig.cached_tokens[f"p{number}"] for number in range(5)] == [0, 240, 240, 240, 240]
+
+
+def test_a_cached_prefix_sleeps_in_the_host_tier():
+    rig = Rig(FULL, local=(40,), host=100)
+    prefix = list(range(60))
+    answer(rig, "first", [*prefix, 1])
+    for number in range(4):
+        answer(rig, f"other {number}", [100 + number] * 80)
+    assert rig.store.counters.moved_pages[1, 100] >= 15
+    assert answer(rig, "second", [*prefix, 2]) == 60
+    assert rig.store.counters.moved_pages[100, 1] >= 15
+
+
+def test_cached_contexts_cost_living_ones_nothing():
+    """With a full cache in all tiers, prompts that do not share preempt and recompute as without one."""
+    counted = {}
+    for shares_prefixes in (False, True):
+        rig = Rig(FULL, local=(60,), host=120, shares_prefixes=shares_prefixes)
+        for number in range(30):
+            answer(rig, f"before {number}", [number] * 30)
+        for number in range(12):
+            rig.submit(f"p{number}", [500 + number] * 20, 40)
+        rig.run()
+        assert rig.scheduler.counters.recomputed_tokens == 0
+        counted[shares_prefixes] = rig.scheduler.counters.computed_tokens
+    assert counted[True] == counted[False]
+
+
+def test_a_prefix_behind_the_window_is_not_used():
+    rig = Rig(WINDOWED, local=(400,))
+    prefix = list(range(40))
+    ids = [*prefix, *range(50, 90)]
+    answer(rig, "long", ids)
+    assert answer(rig, "short", [*prefix, 7]) == 0  # pages before it are gone
+    ids += rig.outputs["long"]
+    assert answer(rig, "next turn", [*ids, 7]) == len(ids) - 1
