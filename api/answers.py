@@ -1,13 +1,16 @@
 """How the endpoints write their answers: one format per endpoint, for streams and for whole answers."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Protocol
 
 from api.choices import Choice, Piece
 from api.detokenize import text_and_offsets
 from api.generation import Generation
 from api.logprobs import Entry, chat_logprobs, completion_logprobs, entries, prompt_logprobs
 from api.sse import DONE, ChunkWriter, StreamHead
+from api.streams import StreamFormat
 
 Fields = dict[str, object]
 
@@ -33,7 +36,14 @@ class Shown:
     offsets: list[int] = field(default_factory=list)
 
 
-class AnswerFormat:
+class AnswerFormat(StreamFormat, Protocol):
+    """How one endpoint writes its answer. One is made for each request."""
+
+    async def whole(self) -> Fields:
+        """The answer in one. Raises ClientGoneError, ApiError."""
+
+
+class ChoicesFormat(ABC):
     """What completions and chat have in common; subclasses give the names and nestings."""
 
     object_name: str
@@ -77,28 +87,18 @@ class AnswerFormat:
         usage = self.head.usage_event(self.generation.usage()) if self.options.include_usage else b""
         return usage + DONE
 
-    async def collect(self) -> list[list[Shown]]:
-        """Everything that each choice shows, once all are complete. Raises ClientGoneError, ApiError."""
-        generation = self.generation
-        collected: list[list[Shown]] = [[] for _ in generation.choices]
-        while not generation.is_done:
-            await generation.changed()
-            for choice, piece in generation.advance():
-                collected[choice.index].append(self.shown(choice, piece))
-        return collected
-
     async def whole(self) -> Fields:
         """The answer in one. Raises ClientGoneError, ApiError."""
-        collected = await self.collect()
         generation = self.generation
+        pieces = await generation.complete()
         return {
             "id": generation.plan.submit.request_id,
             "object": self.object_name,
             "created": self.options.created_s,
             "model": generation.plan.submit.model,
             "choices": [
-                self.whole_choice(choice, parts)
-                for choice, parts in zip(generation.choices, collected, strict=True)
+                self.whole_choice(choice, [self.shown(choice, piece) for piece in own])
+                for choice, own in zip(generation.choices, pieces, strict=True)
             ],
             "usage": generation.usage(),
         }
@@ -109,11 +109,13 @@ class AnswerFormat:
             return Shown(piece.text)
         return Shown(piece.text, entries(choice, piece), list(piece.offsets))
 
+    @abstractmethod
     def logprobs(self, shown: Shown) -> Fields:
-        raise NotImplementedError
+        """`choices[].logprobs`."""
 
+    @abstractmethod
     def text_fields(self, text: str) -> Fields:
-        raise NotImplementedError
+        """What a whole choice has its text in."""
 
     def whole_choice(self, choice: Choice, parts: list[Shown]) -> Fields:
         """A complete choice of an answer that is not streamed."""
@@ -136,7 +138,7 @@ class AnswerFormat:
         return fields
 
 
-class ChatFormat(AnswerFormat):
+class ChatFormat(ChoicesFormat):
     object_name = "chat.completion"
     chunk_object = "chat.completion.chunk"
     before_text = b'"delta":{"content":'
@@ -163,7 +165,7 @@ class ChatFormat(AnswerFormat):
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
 
-class CompletionFormat(AnswerFormat):
+class CompletionFormat(ChoicesFormat):
     object_name = "text_completion"
     chunk_object = "text_completion"
     before_text = b'"text":'

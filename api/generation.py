@@ -99,6 +99,15 @@ class Generation:
             self.timer.tokens(num_tokens)
         return news
 
+    async def complete(self) -> list[list[Piece]]:
+        """All pieces of each choice, once every choice has ended. Raises ClientGoneError, ApiError."""
+        pieces: list[list[Piece]] = [[] for _ in self.choices]
+        while not self.is_done:
+            await self.changed()
+            for choice, piece in self.advance():
+                pieces[choice.index].append(piece)
+        return pieces
+
     def usage(self) -> dict[str, object]:
         """OpenAI's token counts, as of now."""
         prompt_tokens = self.plan.prompt_tokens

@@ -2,16 +2,30 @@
 
 import secrets
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import msgspec
 
 from api.errors import bad_request
 from api.grammar_check import GrammarChecks
 from api.schemas import GenerationRequest, ResponseFormat
+from api.tools import ToolUse
 from engine.messages import Grammar, GrammarKind, ModelCard, Sampling
 
 MAX_GRAMMAR_CHARS = 262_144
 SEED_MASK = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What completions and chat ask for in different fields. `max_tokens` None: as many as the context
+    holds. `own_stops` come from the way the prompt is written, beside the client's."""
+
+    max_tokens: int | None
+    logprobs: int | None
+    prompt_logprobs: int | None
+    own_stops: tuple[str, ...] = ()
+    tool_use: ToolUse | None = None
 
 
 def draw_seed(body: GenerationRequest) -> int:
@@ -22,14 +36,14 @@ def draw_seed(body: GenerationRequest) -> int:
 def build_sampling(
     body: GenerationRequest,
     card: ModelCard,
-    *,
-    max_tokens: int,
+    wanted: Wanted,
+    prompt_tokens: int,
     seed: int,
-    logprobs: int | None,
-    prompt_logprobs: int | None,
     grammar: Grammar | None,
 ) -> Sampling:
     """Raises ApiError for token ids that the model does not have."""
+    room = card.max_model_len - prompt_tokens
+    max_tokens = room if wanted.max_tokens is None else min(wanted.max_tokens, room)
     defaults = card.sampling_defaults
     own = () if body.ignore_eos else card.eos_token_ids
     stop_ids = (*own, *(body.stop_token_ids or ()))
@@ -52,15 +66,16 @@ def build_sampling(
         frequency_penalty=body.frequency_penalty or 0.0,
         repetition_penalty=chosen(body.repetition_penalty, "repetition_penalty", 1.0),
         logit_bias=body.logit_bias or {},
-        logprobs=logprobs,
-        prompt_logprobs=prompt_logprobs,
+        logprobs=wanted.logprobs,
+        prompt_logprobs=wanted.prompt_logprobs,
         grammar=grammar,
     )
 
 
-def choice_seed(seed: int, choice: int) -> int:
-    """The choices of one prompt differ; the first is what n = 1 gives with the same seed."""
-    return (seed + choice) & SEED_MASK
+def choice_samplings(first: Sampling, num_choices: int) -> list[Sampling]:
+    """The choices of one prompt differ by their seeds; the first is what n = 1 gives with the same seed."""
+    seeds = [(first.seed + index) & SEED_MASK for index in range(num_choices)]
+    return [msgspec.structs.replace(first, seed=seed) for seed in seeds]
 
 
 async def read_grammar(

@@ -10,6 +10,7 @@ from api.auth import Tenant
 from api.errors import bad_request
 from api.prompts import encode_chat
 from api.routes.generate import FormatMaker, answer, plan_generation
+from api.sampling import Wanted
 from api.schemas import ChatRequest, Reader
 from api.services import Services, arrival_s, read_body, services_of
 from api.tool_answers import ToolChatFormat
@@ -47,19 +48,14 @@ async def answer_chat(
     tools = offered_tools(body)
     prompt = await encode_chat(body.messages, tools, model[1], model[0])
     use = tool_use(body, tools, model[1].chat_template)
-    plan = await plan_generation(
-        services,
-        tenant,
-        body,
-        model,
-        [prompt.ids],
-        id_prefix=id_prefix,
+    wanted = Wanted(
         max_tokens=body.max_completion_tokens or body.max_tokens or services.config.server.default_max_tokens,
         logprobs=logprobs,
         prompt_logprobs=body.prompt_logprobs,
         own_stops=prompt.stops,
-        use=use,
+        tool_use=use,
     )
+    plan = await plan_generation(services, tenant, body, wanted, model, [prompt.ids], id_prefix)
     return await answer(
         request,
         services,

@@ -7,6 +7,7 @@ from api.answers import CompletionFormat
 from api.errors import bad_request
 from api.prompts import encode_completion_prompts
 from api.routes.generate import answer, plan_generation
+from api.sampling import Wanted
 from api.schemas import CompletionRequest, Reader
 from api.services import arrival_s, read_body, services_of
 
@@ -28,17 +29,12 @@ async def completions(request: Request) -> Response:
     prompt_logprobs = body.prompt_logprobs
     if body.echo and body.logprobs is not None:
         prompt_logprobs = max(body.logprobs, prompt_logprobs or 0)
-    plan = await plan_generation(
-        services,
-        tenant,
-        body,
-        model,
-        prompts,
-        id_prefix="cmpl",
+    wanted = Wanted(
         max_tokens=body.max_tokens or services.config.server.default_max_tokens or DEFAULT_MAX_TOKENS,
         logprobs=body.logprobs,
         prompt_logprobs=prompt_logprobs,
     )
+    plan = await plan_generation(services, tenant, body, wanted, model, prompts, "cmpl")
     return await answer(
         request,
         services,

@@ -15,13 +15,12 @@ from api.errors import bad_request, rate_headers
 from api.generation import Generation, GenerationPlan, expand_prompts
 from api.request_log import note_of
 from api.request_timer import RequestTimer
-from api.sampling import build_sampling, choice_seed, draw_seed, read_grammar
+from api.sampling import Wanted, build_sampling, choice_samplings, draw_seed, read_grammar
 from api.schemas import GenerationRequest
 from api.services import Services
 from api.streams import EventStream
 from api.tokenizers import TextModel
-from api.tools import ToolUse
-from engine.messages import ModelCard, Submit
+from engine.messages import ModelCard, PromptSpec, Submit
 
 NS_PER_MS = 1_000_000
 
@@ -32,69 +31,57 @@ async def plan_generation(
     services: Services,
     tenant: Tenant,
     body: GenerationRequest,
+    wanted: Wanted,
     model: tuple[ModelCard, TextModel],
     prompts: list[list[int]],
-    *,
     id_prefix: str,
-    max_tokens: int | None,
-    logprobs: int | None,
-    prompt_logprobs: int | None,
-    own_stops: tuple[str, ...] = (),
-    use: ToolUse | None = None,
 ) -> GenerationPlan:
-    """Check what is left to check, and expand n. `max_tokens` None: as many as the context holds.
-
-    Raises ApiError.
-    """
+    """Check what is left to check, and expand n. Raises ApiError."""
     card, text_model = model
     num_choices = body.n or 1
-    limit = services.config.server.max_prompts_per_request
-    if len(prompts) * num_choices > limit:
-        param = "n" if num_choices > 1 else "prompt"
+    _check_num_prompts(len(prompts), num_choices, services.config.server.max_prompts_per_request)
+    use = wanted.tool_use
+    grammar = await read_grammar(body, use.grammar if use is not None else None, services.grammars)
+    seed = draw_seed(body)
+    samplings = [
+        choice_samplings(build_sampling(body, card, wanted, len(ids), seed, grammar), num_choices)
+        for ids in prompts
+    ]
+    request_id = f"{id_prefix}-{secrets.token_hex(16)}"
+    return GenerationPlan(
+        submit=_submit(request_id, card, tenant, body, expand_prompts(request_id, prompts, samplings)),
+        card=card,
+        text_model=text_model,
+        num_choices_per_prompt=num_choices,
+        stops=((body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())) + wanted.own_stops,
+        shows_stop=bool(body.include_stop_str_in_output),
+        counts_offsets=wanted.logprobs is not None,
+        spelled=text_model.vocabulary.ids_named(use.style.markers) if use is not None else frozenset(),
+    )
+
+
+def _check_num_prompts(num_prompts: int, num_choices: int, limit: int) -> None:
+    if num_prompts * num_choices > limit:
         raise bad_request(
-            param,
-            f"{len(prompts)} prompts times n = {num_choices} is over the limit of {limit} in one request",
+            "n" if num_choices > 1 else "prompt",
+            f"{num_prompts} prompts times n = {num_choices} is over the limit of {limit} in one request",
             "too_many_prompts",
         )
-    seed = draw_seed(body)
-    grammar = await read_grammar(body, use.grammar if use is not None else None, services.grammars)
-    samplings = []
-    for ids in prompts:
-        room = card.max_model_len - len(ids)
-        first = build_sampling(
-            body,
-            card,
-            max_tokens=room if max_tokens is None else min(max_tokens, room),
-            seed=seed,
-            logprobs=logprobs,
-            prompt_logprobs=prompt_logprobs,
-            grammar=grammar,
-        )
-        samplings.append(
-            [msgspec.structs.replace(first, seed=choice_seed(seed, index)) for index in range(num_choices)]
-        )
-    request_id = f"{id_prefix}-{secrets.token_hex(16)}"
-    submit = Submit(
+
+
+def _submit(
+    request_id: str, card: ModelCard, tenant: Tenant, body: GenerationRequest, prompts: list[PromptSpec]
+) -> Submit:
+    return Submit(
         request_id=request_id,
         model=card.name,
-        prompts=expand_prompts(request_id, prompts, samplings),
+        prompts=prompts,
         tenant=tenant.name,
         weight=tenant.weight,
         nice=body.priority or 0,
         latency_ns=None if body.latency_ms is None else int(body.latency_ms * NS_PER_MS),
         cache_salt=tenant.cache_salt(body.cache_salt),
         limits=tenant.limits,
-    )
-    stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
-    return GenerationPlan(
-        submit=submit,
-        card=card,
-        text_model=text_model,
-        num_choices_per_prompt=num_choices,
-        stops=stops + own_stops,
-        shows_stop=bool(body.include_stop_str_in_output),
-        counts_offsets=logprobs is not None,
-        spelled=text_model.vocabulary.ids_named(use.style.markers) if use is not None else frozenset(),
     )
 
 

@@ -5,7 +5,7 @@ from functools import partial
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.answers import AnswerFormat, AnswerOptions
+from api.answers import AnswerOptions, Fields
 from api.choices import Choice, Piece
 from api.generation import Generation
 from api.routes.chat import answer_chat
@@ -14,8 +14,6 @@ from api.services import arrival_s, read_body, services_of
 from api.sse import to_json
 
 READER = Reader(ResponsesRequest)
-
-Fields = dict[str, object]
 
 
 async def responses(request: Request) -> Response:
@@ -28,14 +26,12 @@ async def responses(request: Request) -> Response:
     return await answer_chat(request, services, tenant, body.chat(), make_format, "resp", arrived_s)
 
 
-class ResponsesFormat(AnswerFormat):
+class ResponsesFormat:
     """One message with one part of text, and the events that tell of its growth."""
 
-    chunk_object = object_name = "response"
-    before_text = after_text = b""
-
     def __init__(self, generation: Generation, options: AnswerOptions, *, asked: ResponsesRequest) -> None:
-        super().__init__(generation, options)
+        self._generation = generation
+        self._created_s = options.created_s
         self._asked = asked
         self._text: list[str] = []
         self._num_events = 0
@@ -73,14 +69,14 @@ class ResponsesFormat(AnswerFormat):
         )
 
     async def whole(self) -> Fields:
-        (shown,) = await self.collect()
+        (pieces,) = await self._generation.complete()
         status = self._status
-        text = "".join(part.text for part in shown)
+        text = "".join(piece.text for piece in pieces)
         return self._response(status, [self._message(status, [_part(text)])])
 
     @property
     def _status(self) -> str:
-        return "incomplete" if self.generation.choices[0].finish_reason == "length" else "completed"
+        return "incomplete" if self._generation.choices[0].finish_reason == "length" else "completed"
 
     def _event(self, kind: str, fields: Fields) -> bytes:
         data = {"type": kind, "sequence_number": self._num_events} | fields
@@ -100,18 +96,18 @@ class ResponsesFormat(AnswerFormat):
         }
 
     def _response(self, status: str, output: list[Fields]) -> Fields:
-        sampling = self.generation.request.prompts[0].spec.sampling
+        sampling = self._generation.request.prompts[0].spec.sampling
         return {
-            "id": self.generation.plan.submit.request_id,
+            "id": self._generation.plan.submit.request_id,
             "object": "response",
-            "created_at": self.options.created_s,
+            "created_at": self._created_s,
             "status": status,
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "instructions": self._asked.instructions,
             "max_output_tokens": self._asked.max_output_tokens,
             "metadata": self._asked.metadata or {},
-            "model": self.generation.plan.card.name,
+            "model": self._generation.plan.card.name,
             "output": output,
             "parallel_tool_calls": False,
             "temperature": sampling.temperature,
@@ -122,7 +118,7 @@ class ResponsesFormat(AnswerFormat):
         }
 
     def _usage(self) -> Fields:
-        usage = self.generation.usage()
+        usage = self._generation.usage()
         return {
             "input_tokens": usage["prompt_tokens"],
             "input_tokens_details": usage["prompt_tokens_details"],
