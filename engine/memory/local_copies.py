@@ -190,8 +190,10 @@ class LocalCopies:
         return list(self._idlers[pool_id].needed.dirty)
 
     def cached_dirty(self, pool_id: int) -> Iterable[Context]:
-        """The same of those that no prompt needs; least recently used first."""
-        return self._idlers[pool_id].cached.dirty
+        """The same of those that no prompt needs, least recently used first; none while others of them are
+        being mirrored, as these cannot give way meanwhile."""
+        cached = self._idlers[pool_id].cached
+        return () if cached.in_motion else cached.dirty
 
     def num_in_motion(self, pool_id: int) -> int:
         """Pages of contexts that do not run and have moves in flight."""

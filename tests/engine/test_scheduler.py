@@ -166,6 +166,20 @@ def test_aborts_at_any_time_free_everything():
         check_outputs(rig, alive)
 
 
+def test_a_prompt_that_is_aborted_as_it_ends_is_not_spoken_of_again():
+    rig = Rig(FULL)
+    rig.submit("gone", [1, 2, 3], 1)
+    rig.submit("stays", [4, 5, 6], 9)
+    while rig.scheduler.counters.finished.get("length", 0) == 0:
+        rig.now_ns += STEP_NS
+        rig.scheduler.on_report("d1", rig.runners["d1"].tick(), rig.now_ns)
+    rig.scheduler.abort("gone", rig.now_ns)
+    deltas = [delta for each in rig.scheduler.take_deltas().values() for delta in each]
+    assert [delta.prompt_id for delta in deltas] == ["stays"]
+    assert list(rig.scheduler.prompts) == ["stays"]
+    rig.scheduler.check_integrity()
+
+
 @pytest.mark.parametrize("layout", [FULL, WINDOWED])
 @pytest.mark.parametrize("trusted", [True, False])
 def test_lost_runners_lose_no_prompt(trusted, layout):
@@ -227,7 +241,7 @@ def test_a_bounded_gap_between_tokens():
     """Everybody backlogged: rotations of at most 24 / 4 batches, slices of 4 to 16 steps."""
     rig = Rig(FULL, local=(60,), first_slices=40)
     for number in range(24):
-        rig.submit(f"p{number}", range(10), 40)
+        rig.submit(f"p{number}", [number] * 10, 40)
     rig.run()
     gaps = [b - a for times in rig.token_times.values() for a, b in pairwise(times)]
     assert max(gaps) <= (24 / 4 + 2) * 16 * STEP_NS
