@@ -108,8 +108,12 @@ class Scheduler:
     def abort(self, prompt_id: str, now_ns: int) -> None:
         """The prompt's client is gone: free what it has, at once or as soon as nothing touches it."""
         prompt = self.prompts.get(prompt_id)
-        if prompt is not None:
+        if prompt is None:
+            return
+        if prompt.finish is None:
             self._finish(prompt, FinishReason.ABORT, now_ns)
+        else:  # it ended just now, and its last tokens have not been taken
+            self._forget(prompt)
 
     def take_deltas(self) -> dict[str, list[TokenDelta]]:
         """What has not been sent yet, by api id. A finished prompt is forgotten with its last delta."""
@@ -315,11 +319,15 @@ class Scheduler:
         else:
             self.planner.prefixes.retire(prompt)
         if reason is FinishReason.ABORT:
-            self._has_news.pop(prompt, None)
-            del self.prompts[prompt.prompt_id]
+            self._forget(prompt)
         else:
             self._has_news[prompt] = None
         self.needs_plan = True
+
+    def _forget(self, prompt: Prompt) -> None:
+        """Nobody wants to hear of the prompt any more."""
+        self._has_news.pop(prompt, None)
+        del self.prompts[prompt.prompt_id]
 
     # ------------------------------------------------------------------ state
 
