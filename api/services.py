@@ -16,8 +16,8 @@ from api.generation import Generations
 from api.grammar_check import GrammarChecks
 from api.live import LiveFeed
 from api.metrics import Metrics
+from api.reader import Body, Reader
 from api.request_log import note_of
-from api.schemas import Body, Reader
 from api.streams import OpenStreams
 from api.tokenizers import TextModel, TextModels
 from engine.config import Config

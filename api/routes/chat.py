@@ -9,9 +9,10 @@ from api.answers import ChatFormat
 from api.auth import Tenant
 from api.errors import bad_request
 from api.prompts import encode_chat
+from api.reader import Reader
 from api.routes.generate import FormatMaker, answer, plan_generation
 from api.sampling import Wanted
-from api.schemas import ChatRequest, Reader
+from api.schemas import ChatRequest
 from api.services import Services, arrival_s, read_body, services_of
 from api.tool_answers import ToolChatFormat
 from api.tools import offered_tools, tool_use

@@ -6,9 +6,10 @@ from starlette.responses import Response
 from api.answers import CompletionFormat
 from api.errors import bad_request
 from api.prompts import encode_completion_prompts
+from api.reader import Reader
 from api.routes.generate import answer, plan_generation
 from api.sampling import Wanted
-from api.schemas import CompletionRequest, Reader
+from api.schemas import CompletionRequest
 from api.services import arrival_s, read_body, services_of
 
 DEFAULT_MAX_TOKENS = 16  # as OpenAI's

@@ -8,8 +8,9 @@ from starlette.responses import Response
 from api.answers import AnswerOptions, Fields
 from api.choices import Choice, Piece
 from api.generation import Generation
+from api.reader import Reader
 from api.routes.chat import answer_chat
-from api.schemas import Reader, ResponsesRequest
+from api.schemas import ResponsesRequest
 from api.services import arrival_s, read_body, services_of
 from api.sse import to_json
 

@@ -7,8 +7,9 @@ from api.detokenize import full_text
 from api.errors import bad_request
 from api.logprobs import token_name
 from api.prompts import render_chat
+from api.reader import Reader
 from api.routes.models import json_response
-from api.schemas import DetokenizeRequest, Reader, TokenizeRequest
+from api.schemas import DetokenizeRequest, TokenizeRequest
 from api.services import read_body, services_of
 
 TOKENIZE = Reader(TokenizeRequest)
