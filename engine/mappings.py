@@ -60,38 +60,32 @@ class Mappings:
     # ------------------------------------------------------------------ memory that goes and comes
 
     def unmap(self, region: str, units: list[int]) -> None:
-        held = self._pools.over(region)
-        if held is not None:
+        for held in self._pools.over(region):
             message = Unmap(pool=held.spec.pool, segments=units)
             for device in self._devices_with(held):
                 self._runners[device].send(message)
 
     def remap(self, region: str, units: list[int], descriptors: list[int]) -> None:
-        held = self._pools.over(region)
-        if held is not None:
+        for held in self._pools.over(region):
             message = Remap(pool=held.spec.pool, segments=units)
             for device in self._devices_with(held):
                 self._runners[device].send(message)
                 self._runners[device].send_descriptors(descriptors)
 
     def make(self, region: str, units: list[int]) -> bool:
-        held = self._pools.over(region)
-        device = held.spec.device if held is not None else None
-        if held is None or device not in self._pools.local or self._pools.local[device] is not held:
+        held = self._pools.owned(region)
+        if held is None or held.spec.pool not in self._mapped.get(held.spec.device, ()):
             return False
-        if held.spec.pool not in self._mapped.get(device, ()):
-            return False
-        self._changing[held.spec.pool] = {device}
-        self._runners[device].send(MakeSegments(segments=units))
+        self._changing[held.spec.pool] = {held.spec.device}
+        self._runners[held.spec.device].send(MakeSegments(segments=units))
         return True
 
     def take_made(self, region: str) -> Made | None:
-        held = self._pools.over(region)
+        held = self._pools.owned(region)
         return self._made.pop(held.spec.pool, None) if held is not None else None
 
     def is_settled(self, region: str) -> bool:
-        held = self._pools.over(region)
-        return held is None or not self._changing.get(held.spec.pool)
+        return not any(self._changing.get(held.spec.pool) for held in self._pools.over(region))
 
     def remapped(self, device: str, message: Remapped) -> None:
         """The runner has done what it was told."""

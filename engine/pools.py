@@ -105,9 +105,15 @@ class PoolTable:
             least_bytes=self._num_pages_for(model_len, held) * self.page_bytes,
         )
 
-    def over(self, region: str) -> HeldPool | None:
-        """The pool that this model has over a region, its own or a lender's."""
-        return self._owned.get(region) or self.borrowed.get(region)
+    def owned(self, region: str) -> HeldPool | None:
+        """The local pool that is this region, if a device of this model lends it."""
+        return self._owned.get(region)
+
+    def over(self, region: str) -> list[HeldPool]:
+        """The pools that this model has over a region: its own, and the one in which its other devices
+        borrow. Runners map each of them for itself."""
+        found = (self._owned.get(region), self.borrowed.get(region))
+        return [held for held in found if held is not None]
 
     def context_limit(self, device_name: str, wanted: int | None, model_len: int) -> int:
         """The longest context, in tokens, that the device's pool can hold: at most the model's, and at
