@@ -49,6 +49,7 @@ class Simulation:
         weights: dict[str, float],
         *,
         closed_loop: ClosedLoop | None = None,
+        shares_prefixes: bool = True,
     ) -> None:
         self._sendings = sendings
         self._closed_loop = closed_loop
@@ -60,7 +61,7 @@ class Simulation:
         self._weights = weights
         self._events = EventQueue()
         self._times_s: list[list[float]] = [[] for _ in sendings]
-        store = ContextStore(cluster.layout)
+        store = ContextStore(cluster.layout, shares_prefixes=shares_prefixes)
         peer_pool, host_pool = cluster.num_gpus + 1, cluster.num_gpus + 2
         page_bytes = cluster.layout.page_bytes
         if cluster.peer_pages:

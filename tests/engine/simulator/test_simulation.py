@@ -62,7 +62,9 @@ def test_one_prompt_takes_its_steps():
 def test_every_request_gets_its_tokens(policy, shape):
     simulation, records = simulate(60, policy=policy, **shape)
     assert [record.output_tokens for record in records] == [50] * 60
-    assert all(pool.num_used == 0 for pool in simulation.scheduler.store.local_pools.values())
+    store = simulation.scheduler.store
+    pools = (*store.local_pools.values(), *store.tiers.values())
+    assert store.num_cached_pages() == {pool.pool_id: pool.num_used for pool in pools if pool.num_used}
     assert simulation.machine().num_preemptions > 0 or policy in ("fcfs", "vtc")
 
 
@@ -94,3 +96,30 @@ def test_an_engine_that_plans_answers_all_that_came_meanwhile_at_once():
     quick, _ = simulate(40)
     assert [record.output_tokens for record in records] == [50] * 40
     assert simulation.scheduler.counters.plans < quick.scheduler.counters.plans
+
+
+def test_requests_with_the_same_blocks_share_prefixes():
+    rows = [
+        TraceRow(line=1, arrival_s=0.0, input_tokens=1000, output_tokens=5, hash_ids=(3, 4)),
+        TraceRow(line=2, arrival_s=1.0, input_tokens=1000, output_tokens=5, hash_ids=(3, 5)),
+    ]
+    sendings = schedule(rows, TraceTimes(), parse_tenants("round-robin:1"), 1, None)
+    cluster = Cluster(
+        num_gpus=1,
+        gpu=GPU,
+        layout=LLAMA_8B,
+        pool_pages=1000,
+        host_pages=0,
+        peer_link=FREE_LINK,
+        host_link=FREE_LINK,
+        depth=1,
+        message_ns=0,
+    )
+    computed = {}
+    for shares_prefixes in (True, False):
+        simulation = Simulation(
+            cluster, "cfs", SETTINGS, sendings, {"tenant-1": 1.0}, shares_prefixes=shares_prefixes
+        )
+        simulation.run()
+        computed[shares_prefixes] = simulation.scheduler.counters.computed_tokens
+    assert computed[False] - computed[True] == 512
