@@ -6,7 +6,7 @@ from engine.messages import CostModel
 from engine.planner import PlannerSettings
 from engine.simulator.hardware import FREE_LINK, LLAMA_8B, Cluster, Gpu, LinkSpeed
 from engine.simulator.simulation import Simulation
-from loadgen.arrivals import ClosedLoop, Poisson
+from loadgen.arrivals import ClosedLoop, Poisson, TraceTimes
 from loadgen.plan import schedule
 from loadgen.tenants import parse_tenants
 from loadgen.traces import TraceRow
