@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,8 +14,22 @@ from api.tool_parser import LLAMA, STYLES
 
 ChatMessage = dict[str, object]
 
+OWN_VARIABLES = frozenset(
+    {"messages", "tools", "add_generation_prompt"}
+)  # and special tokens: eos_token, ...
 PLAIN_STOPS = ("\nUser:", "\nSystem:")
 _PLAIN_LABELS = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
+
+
+_FAILURES = (  # what a template's own code may raise over values that a client chose
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 
 
 class ChatTemplateError(Exception):
@@ -39,13 +54,17 @@ class ChatTemplate:
             self.tool_style = LLAMA  # some of its templates do not name the tag
         self._special_tokens = special_tokens
 
-    def render(self, messages: list[ChatMessage], tools: list[dict[str, object]] | None = None) -> str:
+    def render(
+        self,
+        messages: list[ChatMessage],
+        tools: list[dict[str, object]] | None = None,
+        variables: Mapping[str, object] | None = None,
+    ) -> str:
         """The prompt, up to where the assistant is to answer. Raises ChatTemplateError."""
+        own = {"messages": messages, "add_generation_prompt": True, "tools": tools or None}
         try:
-            return self._template.render(
-                messages=messages, add_generation_prompt=True, tools=tools or None, **self._special_tokens
-            )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            return self._template.render({**(variables or {}), **self._special_tokens, **own})
+        except _FAILURES as error:
             raise ChatTemplateError(str(error)) from None
 
 

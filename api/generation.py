@@ -28,7 +28,7 @@ class GenerationPlan:
     stops: tuple[str, ...]
     shows_stop: bool
     counts_offsets: bool
-    spelled: frozenset[int] = frozenset()  # special tokens that the text shows: those that mark calls
+    spelled: frozenset[int] = frozenset()  # special tokens that the text shows
 
     @property
     def prompt_tokens(self) -> int:

@@ -1,9 +1,9 @@
 """The prompts of a request as token ids: from text, ids or chat messages, checked against the model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from api.chat_template import PLAIN_STOPS, ChatTemplateError, render_plain
+from api.chat_template import OWN_VARIABLES, PLAIN_STOPS, ChatTemplateError, render_plain
 from api.errors import bad_request, context_too_long
 from api.schemas import ChatTurn, Tool
 from api.tokenizers import TextModel
@@ -45,27 +45,45 @@ async def encode_completion_prompts(
 
 
 async def encode_chat(
-    turns: Sequence[ChatTurn], tools: Sequence[Tool], model: TextModel, card: ModelCard
+    turns: Sequence[ChatTurn],
+    tools: Sequence[Tool],
+    variables: Mapping[str, object] | None,
+    model: TextModel,
+    card: ModelCard,
 ) -> ChatPrompt:
     """The conversation in the model's own form, or as a plain transcript. Raises ApiError."""
-    text, is_plain = render_chat(turns, tools, model)
+    text, is_plain = render_chat(turns, tools, variables, model)
     encoded = await model.encode_all([text], add_prefix=is_plain)
     ids = check_prompt(encoded[0], card, "messages")
     return ChatPrompt(ids, PLAIN_STOPS if is_plain else (), is_plain)
 
 
-def render_chat(turns: Sequence[ChatTurn], tools: Sequence[Tool], model: TextModel) -> tuple[str, bool]:
-    """The conversation as text, and whether that is a plain transcript. Raises ApiError."""
+def render_chat(
+    turns: Sequence[ChatTurn],
+    tools: Sequence[Tool],
+    variables: Mapping[str, object] | None,
+    model: TextModel,
+) -> tuple[str, bool]:
+    """The conversation as text, and whether that is a plain transcript. `variables` are the client's, for
+    the template; one that does not ask for them is not changed by them. Raises ApiError."""
     _check_turns(turns)
+    _check_variables(variables or {})
     template = model.chat_template
     messages = template_messages(turns, tools, template)
     if template is None:
         return render_plain(messages), True
     shown = [tool_value(tool) for tool in tools] if template.tool_style is not None else None
     try:
-        return template.render(messages, shown), False
+        return template.render(messages, shown, variables), False
     except ChatTemplateError as error:
         raise bad_request("messages", f"messages do not fit the model's chat template: {error}") from None
+
+
+def _check_variables(variables: Mapping[str, object]) -> None:
+    for name in variables:
+        if name in OWN_VARIABLES or name.endswith("_token"):
+            param = f"chat_template_kwargs.{name}"
+            raise bad_request(param, f"{param} is not the client's to set")
 
 
 def _check_turns(turns: Sequence[ChatTurn]) -> None:

@@ -1,5 +1,6 @@
 """From a request's fields to the engine's sampling parameters."""
 
+import json
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ import msgspec
 
 from api.errors import bad_request
 from api.grammar_check import GrammarChecks
-from api.schemas import GenerationRequest, ResponseFormat
+from api.schemas import GenerationRequest, ResponseFormat, StructuredOutputs
 from api.tools import ToolUse
 from engine.messages import Grammar, GrammarKind, ModelCard, Sampling
 
@@ -82,12 +83,14 @@ async def read_grammar(
     body: GenerationRequest, demanded_call: Grammar | None, checks: GrammarChecks
 ) -> Grammar | None:
     """The one constraint that a request may set. Raises ApiError if it cannot be used."""
+    structured = _structured_grammars("structured_outputs.", body.structured_outputs)
+    if structured and not any(structured.values()):
+        raise bad_request("structured_outputs", "structured_outputs says nothing that the answer has to fit")
     given = {
         "tool_choice": demanded_call,
         "response_format": _format_grammar(body.response_format),
-        "guided_json": _schema_grammar(body.guided_json),
-        "guided_regex": _grammar(GrammarKind.REGEX, body.guided_regex),
-        "guided_grammar": _grammar(GrammarKind.LARK, body.guided_grammar),
+        **structured,
+        **_structured_grammars("guided_", _guided(body)),
     }
     grammars = [(param, grammar) for param, grammar in given.items() if grammar is not None]
     if not grammars:
@@ -102,6 +105,34 @@ async def read_grammar(
         kind = grammar.kind.replace("_", " ")
         raise bad_request(param, f"{param} is not a {kind} that can be used: {problem}")
     return grammar
+
+
+def _guided(body: GenerationRequest) -> StructuredOutputs:
+    """The same under vLLM's older names."""
+    return StructuredOutputs(
+        json=body.guided_json,
+        regex=body.guided_regex,
+        choice=body.guided_choice,
+        grammar=body.guided_grammar,
+    )
+
+
+def _structured_grammars(prefix: str, wanted: StructuredOutputs | None) -> dict[str, Grammar | None]:
+    """By field."""
+    if wanted is None:
+        return {}
+    return {
+        f"{prefix}json": _schema_grammar(wanted.json),
+        f"{prefix}regex": _grammar(GrammarKind.REGEX, wanted.regex),
+        f"{prefix}choice": _grammar(GrammarKind.LARK, _one_of(wanted.choice)),
+        f"{prefix}grammar": _grammar(GrammarKind.LARK, wanted.grammar),
+        f"{prefix}json_object": _schema_grammar({"type": "object"} if wanted.json_object else None),
+    }
+
+
+def _one_of(answers: list[str] | None) -> str | None:
+    """Lark writes strings as JSON does."""
+    return None if answers is None else "start: " + " | ".join(map(json.dumps, answers))
 
 
 def _format_grammar(wanted: ResponseFormat | None) -> Grammar | None:

@@ -16,6 +16,7 @@ MAX_TOKEN_LISTS = 1024
 MAX_BIASES = 1024
 MAX_LOGPROBS = 20
 MAX_TOOLS = 128
+MAX_ANSWERS = 1024
 
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -30,6 +31,9 @@ Biases = Annotated[
     Meta(max_length=MAX_BIASES, extra_json_schema={"propertyNames": {"pattern": "^(0|[1-9][0-9]{0,9})$"}}),
 ]
 Pattern = Annotated[str, Meta(min_length=1, max_length=65536)]
+Answers = Annotated[
+    list[Annotated[str, Meta(min_length=1, max_length=65536)]], Meta(min_length=1, max_length=MAX_ANSWERS)
+]
 
 
 class Strict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +58,16 @@ class ResponseFormat(Strict, frozen=True, kw_only=True):
     json_schema: JsonSchema | None = None
 
 
+class StructuredOutputs(Strict, frozen=True, kw_only=True):
+    """What the answer has to fit: one of these. `json` is a schema."""
+
+    json: dict[str, object] | Pattern | None = None
+    regex: Pattern | None = None
+    choice: Answers | None = None
+    grammar: Pattern | None = None
+    json_object: bool | None = None
+
+
 class GenerationRequest(Strict, frozen=True, kw_only=True):
     """What completions and chat have in common."""
 
@@ -70,6 +84,7 @@ class GenerationRequest(Strict, frozen=True, kw_only=True):
     stop: StopString | StopList | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_TOKEN_LISTS)] | None = None
     include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     presence_penalty: Penalty | None = None
@@ -78,8 +93,10 @@ class GenerationRequest(Strict, frozen=True, kw_only=True):
     logit_bias: Biases | None = None
     prompt_logprobs: Logprobs | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     guided_json: dict[str, object] | Pattern | None = None
     guided_regex: Pattern | None = None
+    guided_choice: Answers | None = None
     guided_grammar: Pattern | None = None
     priority: Annotated[int, Meta(ge=-20, le=19)] | None = None  # a nice level: lower goes before
     latency_ms: Annotated[float, Meta(gt=0, le=60_000)] | None = None  # wished slice length
@@ -153,6 +170,7 @@ class NamedTool(Strict, frozen=True, kw_only=True):
 
 class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     messages: Annotated[list[ChatTurn], Meta(min_length=1)]
+    chat_template_kwargs: dict[str, object] | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Logprobs | None = None
@@ -239,6 +257,7 @@ class TokenizeRequest(Strict, frozen=True, kw_only=True):
     model: str
     prompt: str | None = None
     messages: Annotated[list[ChatTurn], Meta(min_length=1)] | None = None
+    chat_template_kwargs: dict[str, object] | None = None
     add_special_tokens: bool = True
     return_token_strs: bool = False
 

@@ -47,7 +47,7 @@ async def answer_chat(
         raise bad_request("prompt_logprobs", "prompt_logprobs is only for requests without stream")
     model = await services.find_model(body.model)
     tools = offered_tools(body)
-    prompt = await encode_chat(body.messages, tools, model[1], model[0])
+    prompt = await encode_chat(body.messages, tools, body.chat_template_kwargs, model[1], model[0])
     use = tool_use(body, tools, model[1].chat_template)
     wanted = Wanted(
         max_tokens=body.max_completion_tokens or body.max_tokens or services.config.server.default_max_tokens,

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from api.answers import AnswerFormat, AnswerOptions
 from api.auth import Tenant
 from api.connection import Connection
+from api.detokenize import Vocabulary
 from api.errors import bad_request, rate_headers
 from api.generation import Generation, GenerationPlan, expand_prompts
 from api.request_log import note_of
@@ -20,6 +21,7 @@ from api.schemas import GenerationRequest
 from api.services import Services
 from api.streams import EventStream
 from api.tokenizers import TextModel
+from api.tools import ToolUse
 from engine.messages import ModelCard, PromptSpec, Submit
 
 NS_PER_MS = 1_000_000
@@ -56,7 +58,7 @@ async def plan_generation(
         stops=((body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())) + wanted.own_stops,
         shows_stop=bool(body.include_stop_str_in_output),
         counts_offsets=wanted.logprobs is not None,
-        spelled=text_model.vocabulary.ids_named(use.style.markers) if use is not None else frozenset(),
+        spelled=_spelled(text_model.vocabulary, body, use),
     )
 
 
@@ -67,6 +69,13 @@ def _check_num_prompts(num_prompts: int, num_choices: int, limit: int) -> None:
             f"{num_prompts} prompts times n = {num_choices} is over the limit of {limit} in one request",
             "too_many_prompts",
         )
+
+
+def _spelled(vocabulary: Vocabulary, body: GenerationRequest, use: ToolUse | None) -> frozenset[int]:
+    """The special tokens that are seen in the text."""
+    if body.skip_special_tokens is False:
+        return frozenset(vocabulary.names)
+    return frozenset() if use is None else vocabulary.ids_named(use.style.markers)
 
 
 def _submit(

@@ -25,7 +25,7 @@ async def tokenize(request: Request) -> Response:
         raise bad_request("prompt", "give either prompt or messages")
     card, model = await services.find_model(body.model)
     if body.messages is not None:
-        text, add_prefix = render_chat(body.messages, [], model)
+        text, add_prefix = render_chat(body.messages, [], body.chat_template_kwargs, model)
     else:
         text, add_prefix = body.prompt or "", body.add_special_tokens
     (ids,) = await model.encode_all([text], add_prefix=add_prefix)

@@ -66,6 +66,12 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"guided_json": "{"}, "guided_json"),
     ({"guided_regex": "a", "guided_json": {}}, "guided_regex"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ({"structured_outputs": {}}, "structured_outputs"),
+    ({"structured_outputs": {"json_object": False}}, "structured_outputs"),
+    ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+    ({"structured_outputs": {"regex": "(a|b"}}, "structured_outputs.regex"),
+    ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs.choice"),
+    ({"structured_outputs": {"regex": "a"}, "guided_regex": "a"}, "guided_regex"),
 ]
 
 
@@ -117,6 +123,8 @@ CHAT_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"top_logprobs": 3}, "top_logprobs"),
     ({"max_tokens": 3, "max_completion_tokens": 3}, "max_tokens"),
     ({"audio": {}}, "audio"),
+    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
+    ({"chat_template_kwargs": {"eos_token": ""}}, "chat_template_kwargs.eos_token"),
 ]
 
 

@@ -7,8 +7,9 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
+from engine.byte_tokenizer import BOS_ID
 from engine.messages import Rejected
-from tests.api.fake_engine import say
+from tests.api.fake_engine import EOS, say
 from tests.api.harness import Api, run, running_api, until
 
 MESSAGES = [{"role": "user", "content": "Say it"}]
@@ -130,6 +131,37 @@ def test_json_schema_becomes_a_grammar() -> None:
         assert grammar.source == '{"type":"object"}'
 
     with_client(test)
+
+
+@pytest.mark.parametrize(
+    ("extra", "kind", "source"),
+    [
+        ({"structured_outputs": {"json": {"type": "object"}}}, "json_schema", '{"type":"object"}'),
+        ({"structured_outputs": {"json_object": True}}, "json_schema", '{"type":"object"}'),
+        ({"structured_outputs": {"regex": "a+"}}, "regex", "a+"),
+        ({"structured_outputs": {"choice": ["yes", 'a "no"']}}, "lark", 'start: "yes" | "a \\"no\\""'),
+        ({"guided_choice": ["yes"]}, "lark", 'start: "yes"'),
+        ({"guided_grammar": 'start: "x"'}, "lark", 'start: "x"'),
+    ],
+)
+def test_structured_outputs_as_vllm_has_them(extra: dict[str, object], kind: str, source: str) -> None:
+    async def test(api: Api, client: AsyncOpenAI) -> None:
+        await client.chat.completions.create(model="fake", messages=MESSAGES, extra_body=extra)
+        grammar = api.engine.submits[0].prompts[0].sampling.grammar
+        assert grammar is not None
+        assert (grammar.kind, grammar.source) == (kind, source)
+
+    with_client(test)
+
+
+def test_special_tokens_are_seen_where_they_are_asked_for() -> None:
+    async def test(api: Api, client: AsyncOpenAI) -> None:
+        for skips, text in ((None, "hi"), (True, "hi"), (False, "h<bos>i")):
+            extra = {} if skips is None else {"skip_special_tokens": skips}
+            answer = await client.completions.create(model="fake", prompt="x", extra_body=extra)
+            assert answer.choices[0].text == text
+
+    with_client(test, script=lambda spec: [*b"h", BOS_ID, *b"i", EOS])
 
 
 def test_errors_are_the_clients_own() -> None:

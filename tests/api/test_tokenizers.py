@@ -16,7 +16,8 @@ from tests.api.harness import run, running_api
 from tests.api.test_detokenize import byte_level
 
 TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}"
+    "{{ bos_token }}{{ '[thinks]' if enable_thinking }}"
+    "{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}"
     "{% if messages[0].role == 'assistant' %}{{ raise_exception('the user begins') }}{% endif %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
@@ -49,6 +50,9 @@ def test_chat_through_the_models_template(folder: Path) -> None:
             model = load_text_model(card)
             (spec,) = api.engine.submits[0].prompts
             assert spec.input_ids == model.encode("<s>[user]the dog[assistant]", add_prefix=False)
+            assert (await api.chat("the dog", chat_template_kwargs={"enable_thinking": True})).status == 200
+            (spec,) = api.engine.submits[1].prompts
+            assert spec.input_ids == model.encode("<s>[thinks][user]the dog[assistant]", add_prefix=False)
             body = {"model": "fake", "messages": [{"role": "assistant", "content": "x"}]}
             refused = await api.post("/v1/chat/completions", body)
             assert refused.status == 400
@@ -62,6 +66,14 @@ def test_a_template_cannot_reach_outside() -> None:
     template = ChatTemplate("{{ ''.__class__.__mro__ }}", {})
     with pytest.raises(ChatTemplateError):
         template.render([])
+
+
+def test_values_that_a_template_cannot_work_with_are_the_clients_error() -> None:
+    template = ChatTemplate("{{ 1 // budget }}", {})
+    assert template.render([], variables={"budget": 1}) == "1"
+    for value in (0, "x", None, {}):
+        with pytest.raises(ChatTemplateError):
+            template.render([], variables={"budget": value})
 
 
 def test_a_plain_transcript_and_its_notice() -> None:
