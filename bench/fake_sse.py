@@ -1,5 +1,7 @@
 """A server that streams made-up tokens at a steady pace, as cheaply as Python can, to load a client with.
 
+    python -m bench.fake_sse [--port N] [--tokens-per-s 2]
+
 It answers POST /v1/completions with `max_tokens` events, one a tick of its clock, for as many connections as
 come. It prints its address and serves until killed.
 """
@@ -99,7 +101,7 @@ async def _serve(host: str, port: int, period_s: float, num_phases: int) -> None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--tokens-per-s", type=float, default=2.0, help="of each stream")

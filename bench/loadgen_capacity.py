@@ -1,5 +1,7 @@
 """How many streams, and how many tokens a second, loadgen holds on this machine.
 
+    python -m bench.loadgen_capacity [--row STREAMS:RATE ...] [--seconds 15]
+
 A fake server in a process of its own shares the cores. Each row opens the streams within the first seconds
 and lets them run side by side; the limit to hold is 5,000 streams and 10,000 tokens/s on two cores with a
 client that does not call itself saturated.
@@ -98,7 +100,7 @@ def run_row(streams: int, rate: float, seconds: float) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--row", action="append", help="STREAMS:TOKENS_PER_S_OF_EACH, may be repeated")
     parser.add_argument("--seconds", type=float, default=15.0, help="that all streams run together")
     options = parser.parse_args()

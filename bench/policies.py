@@ -1,6 +1,8 @@
 """What a policy costs the engine: filling a batch of 64 out of 10,000 queued prompts, and putting it back.
 
-python -m bench.policies
+    python -m bench.policies
+
+Exit status 1 if a policy takes longer than the limit.
 """
 
 import random

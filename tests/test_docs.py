@@ -187,3 +187,16 @@ def test_every_link_between_documents_leads_somewhere() -> None:
     for file in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", file.read_text()):
             assert (file.parent / target).exists(), f"{file.name} links to {target}"
+
+
+BENCHMARKS = {
+    file.stem: source
+    for file in (ROOT / "bench").glob("*.py")
+    if '__name__ == "__main__"' in (source := file.read_text())
+}
+
+
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+def test_every_benchmark_says_what_it_measures_and_is_listed(name: str) -> None:
+    assert f"    python -m bench.{name}" in BENCHMARKS[name].split('"""')[1]
+    assert f"`{name}`" in (ROOT / "docs" / "benchmarks.md").read_text().partition("## The scripts")[2]
