@@ -436,7 +436,6 @@ class Load(Message, frozen=True, kw_only=True):
     seed: int = 0
     deterministic: bool = False
     cache_dir: str | None = None
-    local_bytes: int | None = None  # of the page pool; None: what the GPU has left
 
 
 class Attach(Message, frozen=True, kw_only=True):

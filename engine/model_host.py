@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Iterator
 
 import msgspec
@@ -18,7 +17,6 @@ from engine.memory.store import ContextStore
 from engine.messages import (
     Fault,
     FromRunner,
-    Load,
     Loaded,
     Mapped,
     ModelCard,
@@ -33,13 +31,12 @@ from engine.messages import (
 from engine.planner import PlannerSettings
 from engine.pools import HeldPool, PoolTable, PoolTooSmall
 from engine.runner_client import RunnerClient
+from engine.runner_settings import load_message, max_batch, num_models_on
 from engine.scheduler import Scheduler
 
 log = logging.getLogger("fairslice.engine")
 
 MAX_FAILED_STARTS = 3  # of a runner in a row, before the engine gives up
-MAX_BATCH = {"cpu": 32, "cuda": 256}  # prompts in a step, unless configured
-STEP_TOKENS = {"cpu": 256, "cuda": 2048}  # a step computes at most so many, unless configured
 
 
 class CannotServe(Exception):
@@ -66,7 +63,7 @@ class ModelHost:
         self.scheduler: Scheduler | None = None
         self.progress = "starting"
         self.runners: dict[str, RunnerClient] = {}
-        self.messages_to_runners = 0  # of runners that are gone
+        self._sent_before = 0  # messages to runners that others have replaced
         self._config = config
         self._model = model
         self._pool_ids = pool_ids
@@ -109,7 +106,7 @@ class ModelHost:
     @property
     def messages_sent(self) -> int:
         """Messages to all runners since the start."""
-        return self.messages_to_runners + sum(r.messages_sent for r in self.runners.values())
+        return self._sent_before + sum(runner.messages_sent for runner in self.runners.values())
 
     # ------------------------------------------------------------------ runners
 
@@ -117,11 +114,8 @@ class ModelHost:
         failed_starts = 0
         while True:
             runner = RunnerClient(device.name, lambda message: self._on_message(device, message))
-            self.runners[device.name] = runner
-            try:
-                status = await runner.run(self._load_message(device))
-            finally:
-                self.messages_to_runners += runner.messages_sent
+            self._install(device, runner)
+            status = await runner.run(load_message(self._config, self._model, device))
             if self._failure is not None:
                 raise CannotServe(self._failure)
             was_ready = self._lose(device, status)
@@ -130,10 +124,16 @@ class ModelHost:
                 raise CannotServe(f"the runner of {device.name} failed to start {failed_starts} times")
             await asyncio.sleep(self._config.engine.restart_s)
 
+    def _install(self, device: DeviceConfig, runner: RunnerClient) -> None:
+        replaced = self.runners.get(device.name)
+        if replaced is not None:
+            self._sent_before += replaced.messages_sent
+        self.runners[device.name] = runner
+
     def _lose(self, device: DeviceConfig, status: int) -> bool:
         """A runner is gone. Whether it had been ready."""
         was_ready = device.name in self._ready
-        trusted = device.name not in self._faulted
+        trusted = device.name not in self._faulted and self._has_kept_pool(device)
         self._ready.discard(device.name)
         self._faulted.discard(device.name)
         log.warning("the runner of %s ended with status %d; starting it again", device.name, status)
@@ -146,24 +146,9 @@ class ModelHost:
             self._on_work()
         return was_ready
 
-    def _load_message(self, device: DeviceConfig) -> Load:
-        scheduler = self._config.scheduler
-        kind = device.name.partition(":")[0]
-        return Load(
-            model=self.name,
-            source=self._model.path,
-            device=device.name,
-            dtype=None if self._model.dtype == "auto" else self._model.dtype,
-            page_tokens=self._config.memory.page_tokens,
-            max_model_len=self._model.max_model_len,
-            max_batch=self._max_batch(device),
-            max_step_tokens=scheduler.max_step_tokens or STEP_TOKENS[kind],
-            threads=device.threads or self._cores_per_cpu_device(),
-            seed=self._model.seed,
-            deterministic=self._model.deterministic,
-            cache_dir=self._config.cache_dir,
-            local_bytes=None if device.memory is None else int(device.memory),
-        )
+    def _has_kept_pool(self, device: DeviceConfig) -> bool:
+        held = self._pools.local.get(device.name) if self._pools is not None else None
+        return held is not None and held.outlives_runners
 
     # ------------------------------------------------------------------ messages
 
@@ -206,7 +191,7 @@ class ModelHost:
             if self._pools is None:
                 self._pools = PoolTable(self._config, loaded.layout, self._pool_ids)
                 self._mappings = Mappings(self._pools, self.runners)
-            self._pools.add_local(device, self._num_models_on(device), loaded.free_bytes)
+            self._pools.add_local(device, num_models_on(self._config, device), loaded.free_bytes)
             limit = self._pools.context_limit(
                 device.name, self._model.max_model_len, loaded.card.max_model_len
             )
@@ -232,7 +217,7 @@ class ModelHost:
         if self.scheduler is None:
             self.scheduler = self._make_scheduler()
             self._lenders.join(self.name, self.scheduler, self._mappings, self._on_region)
-        self.scheduler.runner_up(device.name, held.ledger, self._max_batch(device), ready.cost)
+        self.scheduler.runner_up(device.name, held.ledger, max_batch(self._config, device), ready.cost)
         self._lend(device, held)
         self._update_mappings()
         log.info("%s is ready on %s after %.1f s", self.name, device.name, ready.load_s)
@@ -292,16 +277,6 @@ class ModelHost:
         )
         policy = make_policy(config.policy, slice_ns=settings.slice_ns, granularity_ns=settings.min_slice_ns)
         return Scheduler(policy, store, settings)
-
-    def _max_batch(self, device: DeviceConfig) -> int:
-        return self._config.scheduler.max_batch or MAX_BATCH[device.name.partition(":")[0]]
-
-    def _num_models_on(self, device: DeviceConfig) -> int:
-        return sum(device in self._config.devices_of(model) for model in self._config.models)
-
-    def _cores_per_cpu_device(self) -> int:
-        num_cpu_devices = sum(each.name.startswith("cpu") for each in self._config.devices)
-        return max(1, len(os.sched_getaffinity(0)) // max(1, num_cpu_devices))
 
 
 def _ns(milliseconds: float) -> int:

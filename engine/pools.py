@@ -33,6 +33,12 @@ class HeldPool:
         for that."""
         return self.descriptors[:1] not in ([], [None]) or not self.spec.num_pages
 
+    @property
+    def outlives_runners(self) -> bool:
+        """Whether its pages are still there when the runner that made it is gone: not where the driver cannot
+        share memory."""
+        return bool(self.descriptors)
+
 
 class PoolTable:
     """The pools of one model: a local one for each of its devices, its part of the host tier, and one over

@@ -64,12 +64,13 @@ class RunnerClient:
             self._stream = stream
             stream.send(first)
             await closed.wait()
-            return await self._process.wait()
+            return await self._end(self._process)
         finally:
             our_descriptors.close()
             if self._stream is not None:
                 self._stream.close()
-            await self._end()
+            if self._process is not None:
+                await self._end(self._process)
 
     def send(self, message: msgspec.Struct) -> None:
         """Send a message; lost if the runner is gone, which `run` then reports."""
@@ -100,14 +101,15 @@ class RunnerClient:
             env=_RUNNER_DEFAULTS | os.environ,
         )
 
-    async def _end(self) -> None:
-        """Its socket is closed, so it is exiting; see to it that it does."""
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
+    async def _end(self, process: asyncio.subprocess.Process) -> int:
+        """Its socket is closed, so it is exiting; see to it that it does, whatever its device waits for.
+
+        Returns the exit status.
+        """
         try:
             async with asyncio.timeout(EXIT_GRACE_S):
-                await process.wait()
+                return await process.wait()
         except TimeoutError:
-            process.kill()
-            await process.wait()
+            with contextlib.suppress(ProcessLookupError):  # gone since
+                process.kill()
+            return await process.wait()

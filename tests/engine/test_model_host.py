@@ -1,0 +1,145 @@
+"""What a model's host does when runners come and go, with scripts in place of runners."""
+
+import asyncio
+import itertools
+import os
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from engine.config import parse_config
+from engine.lenders import Lenders
+from engine.messages import CostModel, Fault, FromRunner, Load, Loaded, ModelCard, Ready
+from engine.model_host import CannotServe, ModelHost
+from engine.scheduler import Scheduler
+from tests.engine.fake_runner import FULL
+
+CARD = ModelCard(
+    name="m",
+    architecture="None",
+    source="dummy",
+    tokenizer=None,
+    vocab_size=256,
+    max_model_len=256,
+    bos_token_id=None,
+    eos_token_ids=(),
+)
+
+
+class ScriptedRunner:
+    """In place of a `RunnerClient`: ready at once, and gone when a test says so."""
+
+    made: list["ScriptedRunner"]
+    can_share: bool
+    becomes_ready: bool
+
+    def __init__(self, name: str, on_message: Callable[[FromRunner], None]) -> None:
+        self.on_message = on_message
+        self.messages_sent = 0
+        self.gone = asyncio.Event()
+        self.made.append(self)
+
+    async def run(self, first: msgspec.Struct) -> int:
+        assert isinstance(first, Load)
+        if self.becomes_ready:
+            self.on_message(Loaded(card=CARD, layout=FULL, free_bytes=None))
+            self.on_message(Ready(local_pages=8, load_s=0.0, cost=CostModel()))
+            await self.gone.wait()
+        return 1
+
+    def send(self, message: msgspec.Struct) -> None:
+        self.messages_sent += 1
+
+    def send_descriptors(self, descriptors: list[int]) -> None:
+        """Nobody takes them."""
+
+    def receive_descriptors(self) -> list[int]:
+        return [os.memfd_create("pool")] if self.can_share else []
+
+
+@pytest.fixture
+def runners(monkeypatch: pytest.MonkeyPatch) -> type[ScriptedRunner]:
+    class Scripted(ScriptedRunner):
+        made, can_share, becomes_ready = [], True, True
+
+    monkeypatch.setattr("engine.model_host.RunnerClient", Scripted)
+    return Scripted
+
+
+def make_host() -> ModelHost:
+    config = parse_config(
+        {
+            "devices": [{"name": "cuda:0", "memory": "1MiB"}],
+            "memory": {"host": "64KiB"},
+            "engine": {"restart_s": 0.001},
+        }
+    )
+    return ModelHost(
+        config,
+        config.models[0],
+        itertools.count(1),
+        lambda: 0,
+        on_change=lambda: None,
+        on_work=lambda: None,
+        lenders=Lenders(config),
+        links={},
+    )
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(10_000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("it did not happen")
+
+
+@pytest.mark.parametrize("can_share", [True, False])
+@pytest.mark.parametrize("is_faulted", [True, False])
+def test_a_pool_is_trusted_if_its_memory_is_still_there_and_no_fault_was_reported(
+    runners: type[ScriptedRunner], monkeypatch: pytest.MonkeyPatch, can_share: bool, is_faulted: bool
+) -> None:
+    runners.can_share = can_share
+    trusted: list[bool] = []
+    monkeypatch.setattr(
+        Scheduler, "runner_lost", lambda _, name, now_ns, *, pool_trusted: trusted.append(pool_trusted)
+    )
+
+    async def lose_one() -> None:
+        running = asyncio.create_task(make_host().run())
+        await until(lambda: bool(runners.made))
+        if is_faulted:
+            runners.made[0].on_message(Fault(reason="a step failed", pool_trusted=False))
+        runners.made[0].gone.set()
+        await until(lambda: len(runners.made) == 2)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(lose_one())
+    assert trusted == [can_share and not is_faulted]
+
+
+def test_messages_are_counted_once_whatever_becomes_of_their_runner(runners: type[ScriptedRunner]) -> None:
+    async def lose_one() -> None:
+        host = make_host()
+        running = asyncio.create_task(host.run())
+        await until(lambda: bool(runners.made))
+        first = runners.made[0]
+        first.messages_sent = 40
+        first.gone.set()
+        while len(runners.made) < 2:
+            assert host.messages_sent == 40
+            await asyncio.sleep(0)
+        assert host.messages_sent == 40 + runners.made[1].messages_sent
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(lose_one())
+
+
+def test_a_runner_that_never_gets_ready_is_given_up(runners: type[ScriptedRunner]) -> None:
+    runners.becomes_ready = False
+    with pytest.raises(CannotServe, match="failed to start 3 times"):
+        asyncio.run(make_host().run())
+    assert len(runners.made) == 3
