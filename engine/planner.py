@@ -104,7 +104,7 @@ class Planner:
         passed_over: list[Prompt] = []
         deferred: list[Prompt] = []
         while devices and (prompt := self.waiting.next(now_ns)) is not None:
-            if prompt.turn is None and self.prefixes.is_worth_waiting(prompt, devices):
+            if prompt.context.node is None and self.prefixes.is_worth_waiting(prompt, devices):
                 deferred.append(prompt)
                 continue
             if self._run(prompt, devices, now_ns):

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.device import Device
-from engine.memory.prefix_cache import Prefix
+from engine.memory.prefix_cache import NOTHING, Prefix
 from engine.memory.prefix_tree import TOKEN_BYTES
 from engine.memory.store import ContextStore
 from engine.prompt import Prompt
 
-NOTHING = Prefix()
 MIN_WAIT_TOKENS = 128  # it takes so many that are being computed to begin to wait for them
 
 
@@ -39,9 +38,13 @@ class PrefixSharing:
     def is_worth_waiting(self, prompt: Prompt, devices: Sequence[Device]) -> bool:
         """Whether another prompt is computing what this one, which has nothing yet, begins with; and no
         device would stand idle."""
-        if prompt.context.node is not None or not self._may_read(prompt):
+        if prompt.turn is not None or prompt.context.node is not None or not self._may_read(prompt):
             return False
-        coming = max([self._find(prompt, device).num_coming for device in devices])
+        coming = 0
+        for device in devices:
+            coming = max(coming, self._find(prompt, device).num_coming)
+        if not coming and not self._patient:
+            return False
         least = 1 if prompt in self._patient else MIN_WAIT_TOKENS
         is_worth = coming >= least and all(device.running for device in devices)
         (self._patient.add if is_worth else self._patient.discard)(prompt)
@@ -90,6 +93,6 @@ class PrefixSharing:
             self._found.clear()
         prefix = self._found.get(device)
         if prefix is None:
-            tokens = prompt.pack()[: (prompt.num_tokens - 1) * TOKEN_BYTES]
+            tokens = prompt.pack()[:-TOKEN_BYTES]  # the last is computed in any case
             prefix = self._found[device] = self._store.find_prefix(device.pool_id, prompt.salt, tokens)
         return prefix

@@ -86,9 +86,8 @@ class Prompt:
 
     def pack(self) -> bytes:
         """All known tokens as the prefix cache compares them."""
-        num_packed = len(self.packed) // TOKEN_BYTES
-        if num_packed < self.num_tokens:
-            self.packed += pack_tokens(self.ids_from(num_packed))
+        if len(self.packed) != (len(self.input_ids) + len(self.output_ids)) * TOKEN_BYTES:
+            self.packed += pack_tokens(self.ids_from(len(self.packed) // TOKEN_BYTES))
         return self.packed
 
     def take_logprobs(

@@ -34,6 +34,9 @@ class Prefix:
     num_coming: int = 0
 
 
+NOTHING = Prefix()
+
+
 class PrefixCache:
     """The index, and which contexts are cached. `running`, `open_context` and `close_context` are the
     store's."""
@@ -69,6 +72,8 @@ class PrefixCache:
         end = agreed = 0
         is_coming = False
         path = self._tree.walk(self._tree.root((pool_id, salt)), tokens)
+        if not path:
+            return NOTHING
         for node, agreed in path[:MAX_GENERATIONS]:
             context = node.owner
             assert context is not None
