@@ -9,6 +9,7 @@ export class Feed {
   #cursor = "0";
   #wait = PERIOD_MS;
   #timer = null;
+  #turn = 0; // of asking: an answer that is not to the latest question comes too late
   #onState;
   #onProblem;
 
@@ -27,6 +28,7 @@ export class Feed {
   restart() {
     this.#cursor = "0";
     this.#wait = PERIOD_MS;
+    this.#turn += 1;
     this.#plan(0);
   }
 
@@ -37,22 +39,31 @@ export class Feed {
 
   async #ask() {
     const asked = performance.now();
+    this.#turn += 1;
+    const turn = this.#turn;
+    const { status, body } = await this.#fetched();
+    if (turn !== this.#turn) return;
     try {
-      const answer = await fetch(`/live/state?cursor=${this.#cursor}`, { headers: headers() });
-      const body = await answer.json();
-      if (answer.ok) {
-        this.#cursor = body.cursor;
-        this.#wait = PERIOD_MS;
-        this.#onState(body);
-      } else {
-        this.#fail(answer.status, body.error.message);
-      }
-    } catch (error) {
-      if (!(error instanceof TypeError || error instanceof SyntaxError)) throw error;
-      this.#fail(0, "The server does not answer");
+      if (status === 200) this.#take(body);
+      else this.#fail(status, body.error.message);
     } finally {
       this.#plan(Math.max(0, this.#wait - (performance.now() - asked)));
     }
+  }
+
+  async #fetched() {
+    try {
+      const answer = await fetch(`/live/state?cursor=${this.#cursor}`, { headers: headers() });
+      return { status: answer.status, body: await answer.json() };
+    } catch {
+      return { status: 0, body: { error: { message: "The server does not answer" } } }; // or what is between us
+    }
+  }
+
+  #take(state) {
+    this.#cursor = state.cursor;
+    this.#wait = PERIOD_MS;
+    this.#onState(state);
   }
 
   #fail(status, message) {

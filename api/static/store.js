@@ -132,9 +132,9 @@ export class Store {
   rates(valueOf, age = RATE_MS) {
     let first = 0;
     return this.samples.map((sample, index) => {
-      while (this.samples[first + 1].time <= sample.time - age && first + 1 < index) first += 1;
+      while (first + 1 < index && this.samples[first + 1].time <= sample.time - age) first += 1;
       return { time: sample.time, value: index === 0 ? null : rateBetween(this.samples[first], sample, valueOf) };
-    }, this);
+    });
   }
 
   // A percentile of a latency, over the last half minute.

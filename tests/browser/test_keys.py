@@ -70,6 +70,48 @@ def test_a_key_is_asked_for_and_forgotten(
     run_for(test(), 120)
 
 
+HOLD_ANSWERS = """(() => {
+    const real = window.fetch;
+    window.held = [];
+    window.holds = true;
+    window.fetch = async (...question) => {
+        const answer = await real(...question);
+        if (window.holds) await new Promise((go) => window.held.push(go));
+        return answer;
+    };
+})()"""
+
+
+def test_an_answer_to_a_forgotten_key_comes_too_late(
+    chromium: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "keys.json"
+    assert main(["--file", str(file), "add", "alice"]) == 0
+    key = capsys.readouterr().out.split()[0]
+
+    async def test() -> None:
+        async with (
+            running_api(server=ServerConfig(port=0, keys=str(file))) as api,
+            open_page(chromium) as page,
+        ):
+            await page.open(f"http://127.0.0.1:{api.port}/")
+            await page.until(state_is("locked"))
+            await page.run("document.getElementById('key').focus()")
+            await page.type(key)
+            await page.press("Enter")
+            await page.until(state_is("live"))
+            await page.run(HOLD_ANSWERS)
+            await page.until("window.held.length === 1")
+            await page.run("window.holds = false")
+            await page.click("#forget")
+            await page.until(state_is("locked"))
+            await page.run("window.held.forEach((go) => go())")
+            await page.run("new Promise((done) => setTimeout(done, 100))")
+            assert await page.run(state_is("locked"))
+
+    run_for(test(), 120)
+
+
 def test_an_engine_that_goes_away_and_comes_back(chromium: str) -> None:
     async def test() -> None:
         async with running_api() as api, open_page(chromium) as page:
