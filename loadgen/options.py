@@ -37,7 +37,8 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         epilog=_EPILOG,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="send requests, write a report")
+    # No abbreviations: the report has the command line, and leaves out what follows --api-key.
+    run = commands.add_parser("run", help="send requests, write a report", allow_abbrev=False)
     _server_options(run.add_argument_group("server"))
     _load_options(run.add_argument_group("load"))
     _request_options(run.add_argument_group("requests"))

@@ -236,3 +236,11 @@ def test_compare_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_api_keys_are_left_out_of_the_report() -> None:
     shown = shown_command(["run", "--api-key", "k1", "--api-key=k2", "--seed", "1"])
     assert shown == "loadgen run --api-key ... --api-key=... --seed 1"
+
+
+def test_an_api_key_cannot_be_given_in_a_way_that_the_report_would_show(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--trace", "synthetic:rows=1,input=1,output=1", "--api-k", "secret"])
+    assert "--api-k" in capsys.readouterr().err
