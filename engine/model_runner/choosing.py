@@ -76,6 +76,12 @@ def is_edited(step: StepRow) -> bool:
     return has_edits or _has_penalty(sampling) or _must_not_stop(step)
 
 
+def is_masked_at_most(step: StepRow) -> bool:
+    """Whether a grammar's mask is all that may change the row's logits."""
+    sampling = step.row.sampling
+    return not (sampling.logit_bias or _has_penalty(sampling) or _must_not_stop(step))
+
+
 def _edit(logits: torch.Tensor, rows: Sequence[StepRow], grammar_bits: GrammarBits) -> None:
     """Apply penalties, bias and masks in place."""
     penalized = [i for i, step in enumerate(rows) if _has_penalty(step.row.sampling)]

@@ -5,25 +5,28 @@ graphs; others run as compiled code. The next step is launched before the tokens
 host: rows go on from what the device remembers.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from engine.memory.page import PageLayout
 from engine.messages import CostModel, TokenLogprobs
 from engine.model_runner.batch import StepResult, StepRow
-from engine.model_runner.choosing import choose_tokens, is_edited, to_messages
+from engine.model_runner.choosing import choose_tokens, is_edited, is_masked_at_most, to_messages
 from engine.model_runner.cuda_cost import measure_cost
 from engine.model_runner.device_clock import MakeMark, Mark, between_ns, cuda_mark
 from engine.model_runner.device_step import DeviceStep, StepOptions
 from engine.model_runner.graphs import GraphSet, Size, batch_sizes, padded_size
+from engine.model_runner.kernels.mask import mask_logits
 from engine.model_runner.kernels.to_host import to_host
 from engine.model_runner.prompt_logprobs import PromptLogprobs, wants_prompt_logprobs
 from engine.model_runner.sampler import Logprobs, logprobs_of
+from engine.model_runner.slot_state import upload
 from engine.model_runner.step_plan import (
     MixedShape,
     fitting,
@@ -202,15 +205,17 @@ class CudaExecutor:
     def _choose(self, logits: torch.Tensor, rows: Sequence[StepRow]) -> torch.Tensor:
         """Tokens of `rows`, which the device remembers as their last."""
         if any(is_edited(row) for row in rows):
-            tokens = self._choose_with_history(logits, rows)
+            with self._whole_histories(rows):
+                tokens = self._choose_edited(logits, rows)
         else:
             tokens = self._step.draw(logits, rows)
         self._step.remember(rows, tokens)
         return tokens
 
-    def _choose_with_history(self, logits: torch.Tensor, rows: Sequence[StepRow]) -> torch.Tensor:
-        """For rows that need what they sampled in the step before, which the host waits for while the device
-        computes these logits. Their histories are lent that token for the call."""
+    @contextmanager
+    def _whole_histories(self, rows: Sequence[StepRow]) -> Iterator[None]:
+        """Lends the histories of `rows` what they sampled in the step before, which the host waits for while
+        the device computes the logits of this one."""
         behind = [step.row for step in rows if step.ids is None and _lacks_last(step)]
         tokens = {}
         if behind:
@@ -219,15 +224,29 @@ class CudaExecutor:
         for row in behind:
             row.history.append(tokens[row.slot])
         try:
-            with logits.device:  # the sampler's tensors are made where the logits are
-                return choose_tokens(logits, rows, self._grammar_bits)
+            yield
         finally:
             for row in behind:
                 row.history.pop()
 
+    def _choose_edited(self, logits: torch.Tensor, rows: Sequence[StepRow]) -> torch.Tensor:
+        """Where masks of grammars are all there is, the device never waits: they are computed and sent while
+        it is busy with the logits."""
+        if not all(is_masked_at_most(step) for step in rows):
+            with logits.device:  # the sampler's tensors are made where the logits are
+                return choose_tokens(logits, rows, self._grammar_bits)
+        masked = [i for i, step in enumerate(rows) if step.row.sampling.grammar is not None]
+        bits = self._grammar_bits([rows[i] for i in masked])
+        logits = logits.clone()  # of what the model said, log-probabilities may be asked for
+        mask_logits(logits, upload(np.array(masked, dtype=np.int64), logits.device), bits)
+        return self._step.draw(logits, rows)
+
     def _grammar_bits(self, rows: Sequence[StepRow]) -> torch.Tensor:
         assert self._grammars is not None, "a row with a grammar was started without a tokenizer"
-        return self._grammars.next_bits(rows).to(self._step.device)
+        bits = self._grammars.next_bits(rows)
+        if self._step.device.type == "cuda":
+            bits = bits.pin_memory()
+        return bits.to(self._step.device, non_blocking=True)
 
     def _launched(
         self,

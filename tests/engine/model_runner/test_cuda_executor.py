@@ -7,9 +7,10 @@ import pytest
 
 pytest.importorskip("triton")
 
+import torch
 from transformers import PreTrainedModel
 
-from engine.messages import Sampling
+from engine.messages import Grammar, GrammarKind, Sampling
 from engine.model_runner.batch import Row, StepRow
 from engine.model_runner.cuda_executor import CudaExecutor, StepOptions
 from engine.model_runner.device_clock import Mark
@@ -56,6 +57,7 @@ class InterpretedScheduler(Scheduler):
         seed: int = 0,
         step_tokens: int = 64,
         deterministic: bool = False,
+        grammars: "TurnsOfParity | None" = None,
     ) -> None:
         super().__init__(model, num_pages=200, chunk=chunk, seed=seed)
         options = StepOptions(
@@ -65,8 +67,21 @@ class InterpretedScheduler(Scheduler):
             compile=False,
             deterministic=deterministic,
         )
-        self.executor = CudaExecutor(model, self.layout, self.pool, options, stream=None, make_mark=HostMark)
+        self.executor = CudaExecutor(
+            model, self.layout, self.pool, options, stream=None, make_mark=HostMark, grammars=grammars
+        )
         self.executor.prepare(lambda stage, fraction: None)
+
+
+class TurnsOfParity:
+    """Stands in for `grammar.Grammars`: after an even number of tokens an even one must come, else an odd."""
+
+    def next_bits(self, rows: list[StepRow]) -> torch.Tensor:
+        bits = torch.zeros(len(rows), -(-VOCAB // 32), dtype=torch.int32)
+        for i, step in enumerate(rows):
+            is_odd = (len(step.row.history) - step.row.num_prompt) % 2
+            bits[i] = ~0x55555555 if is_odd else 0x55555555
+        return bits
 
 
 PROMPTS = [[(7 * i * i + 3 * length) % VOCAB for i in range(1, length + 1)] for length in (1, 3, 17, 30)]
@@ -109,6 +124,22 @@ def test_samples_what_the_cpu_samples() -> None:
     expected = [context.output for context in Scheduler(model, chunk=9, seed=1).run(PROMPTS, VARIED)]
     contexts = InterpretedScheduler(model, chunk=9, seed=2).run(PROMPTS, VARIED)
     assert [context.output for context in contexts] == expected
+
+
+@pytest.mark.parametrize("bias", [{}, {5: -100.0}], ids=["masks alone", "with a bias beside them"])
+def test_grammars_hold_the_rows_that_have_one(bias: dict[int, float]) -> None:
+    model = paged(tiny_model(tiny_config("llama")))
+    held = Sampling(
+        max_tokens=6, temperature=0.0, logprobs=1, grammar=Grammar(kind=GrammarKind.REGEX, source="x")
+    )
+    samplings = [held, Sampling(max_tokens=6, temperature=0.0, logit_bias=bias), held]
+    free = Scheduler(model, chunk=None).run(PROMPTS[:3], [samplings[1]] * 3)
+    scheduler = InterpretedScheduler(model, chunk=None, grammars=TurnsOfParity())
+    contexts = scheduler.run(PROMPTS[:3], samplings)
+    assert contexts[1].output == free[1].output
+    for context in (contexts[0], contexts[2]):
+        assert [token % 2 for token in context.output] == [0, 1, 0, 1, 0, 1]
+    assert any(context.output != alone.output for context, alone in zip(contexts, free, strict=True))
 
 
 def test_the_next_step_is_launched_before_the_host_has_the_tokens() -> None:
