@@ -12,7 +12,7 @@ EPILOG = """examples:
 signals: SIGTERM or SIGINT stops: open prompts may finish for server.drain_s.
 
 exit status: 0 after a stop that was asked for, 2 if the configuration cannot be served (one line on standard
-error says why)."""
+error says why), 1 if the engine failed several times in a row soon after its start."""
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
@@ -31,14 +31,14 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m engine") -> int:
-    """Returns the exit status: 0 after a stop that was asked for, 2 if the configuration cannot be served."""
+    """Returns the exit status, which the epilog describes."""
     options = make_parser(prog).parse_args(arguments)
     try:
         config = load_config(options.config)
     except ConfigError as error:
         print(f"fairslice: {error}", file=sys.stderr)
         return 2
-    return supervise(options.config, config.engine.restart_s)
+    return supervise(options.config, restart_s=config.engine.restart_s, drain_s=config.server.drain_s)
 
 
 if __name__ == "__main__":

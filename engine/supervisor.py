@@ -1,46 +1,105 @@
 """Keeps the engine loop alive. A runner of Procfiles ends everything when one process ends, so the process
-that it sees is this one, which has nothing in it that could fail.
+that it sees is this one, which has next to nothing in it that could fail.
 
 Open requests survive the engine: their api processes hand them to its successor.
 """
 
+import asyncio
 import signal
-import subprocess
 import sys
-import time
-from types import FrameType
+from contextlib import suppress
 
 CANNOT_SERVE = 2  # exit status of an engine that would fail the same way again
+FAILED = 1  # ours, when we give up
+MAX_QUICK_ENDS = 5  # in a row, before we do
+QUICK_S = 30.0
+MAX_PAUSE_S = 30.0
+KILL_AFTER_S = 5.0  # beyond `drain_s`, within which the engine ends by itself
 
 
-def supervise(config_path: str | None, restart_s: float) -> int:
-    """Run the engine loop until it is told to stop or says that starting again is of no use.
+class Restarts:
+    """How long to wait before the next start; when to give up."""
 
-    SIGTERM and SIGINT are passed on. Returns the exit status.
+    def __init__(self, restart_s: float) -> None:
+        self._restart_s = restart_s
+        self._num_quick = 0
+
+    def next_pause_s(self, lasted_s: float) -> float | None:
+        """After an engine that ended by itself after `lasted_s`: twice as long with each in a row that ended
+        quickly. None: that was one too many."""
+        if lasted_s >= QUICK_S:
+            self._num_quick = 0
+            return self._restart_s
+        self._num_quick += 1
+        if self._num_quick == MAX_QUICK_ENDS:
+            return None
+        return min(self._restart_s * float(2 ** (self._num_quick - 1)), max(MAX_PAUSE_S, self._restart_s))
+
+
+class Supervisor:
+    """Runs `command` again and again."""
+
+    def __init__(self, command: list[str], *, restart_s: float, drain_s: float) -> None:
+        self._command = command
+        self._restarts = Restarts(restart_s)
+        self._drain_s = drain_s
+        self._stop = asyncio.Event()
+        self._child: asyncio.subprocess.Process | None = None
+
+    async def run(self) -> int:
+        """Until told to stop, or until starting again is of no use. Returns the exit status."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        while not self._stop.is_set():
+            started_s = loop.time()
+            self._child = await asyncio.create_subprocess_exec(*self._command, start_new_session=True)
+            if self._stop.is_set():  # told to while the child was being made
+                self._child.terminate()
+            status = await self._child.wait()
+            if self._stop.is_set():
+                break
+            if status in (0, CANNOT_SERVE):
+                return status
+            pause_s = self._restarts.next_pause_s(loop.time() - started_s)
+            if pause_s is None:
+                _say(f"the engine ended {MAX_QUICK_ENDS} times in a row soon after its start; giving up")
+                return FAILED
+            _say(f"the engine ended with status {status}; starting it again in {pause_s:g} s")
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), pause_s)
+        return 0
+
+    def _on_signal(self) -> None:
+        """The first lets prompts finish for `drain_s`, the second none. An engine that does not end in time
+        is killed: without us nobody would."""
+        grace_s = KILL_AFTER_S if self._stop.is_set() else self._drain_s + KILL_AFTER_S
+        self._stop.set()
+        if self._child is not None and self._child.returncode is None:
+            self._child.terminate()
+        asyncio.get_running_loop().call_later(grace_s, self._kill)
+
+    def _kill(self) -> None:
+        if self._child is not None and self._child.returncode is None:
+            _say("the engine did not end in time; killing it")
+            self._child.kill()
+
+
+def supervise(config_path: str | None, *, restart_s: float, drain_s: float) -> int:
+    """Run the engine loop until it is told to stop, says that starting again is of no use, or has ended too
+    often soon after its start.
+
+    SIGTERM and SIGINT are passed on, as SIGTERM. Returns the exit status.
     """
     command = [sys.executable, "-m", "engine.loop"]
     if config_path is not None:
         command += ["--config", config_path]
-    stopping = False
-    child: subprocess.Popen[bytes] | None = None
 
-    def stop(number: int, _frame: FrameType | None) -> None:
-        nonlocal stopping
-        stopping = True
-        if child is not None and child.poll() is None:
-            child.send_signal(number)
+    async def run() -> int:
+        return await Supervisor(command, restart_s=restart_s, drain_s=drain_s).run()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    while not stopping:
-        child = subprocess.Popen(command, start_new_session=True)
-        if stopping:  # told to while the child was being made
-            child.terminate()
-        status = child.wait()
-        if stopping:
-            return 0
-        if status in (0, CANNOT_SERVE):
-            return status
-        print(f"fairslice: the engine ended with status {status}; starting it again", file=sys.stderr)
-        time.sleep(restart_s)
-    return 0
+    return asyncio.run(run())
+
+
+def _say(text: str) -> None:
+    print(f"fairslice: {text}", file=sys.stderr, flush=True)

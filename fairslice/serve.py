@@ -17,7 +17,7 @@ from functools import partial
 from engine.config import ConfigError, load_config
 
 API_GRACE_S = 15.0  # beyond `server.drain_s`, within which the api ends by itself
-ENGINE_GRACE_S = 10.0
+ENGINE_GRACE_S = 10.0  # after which it is told again: it need not wait for prompts whose api has ended
 CANNOT_SERVE = 2
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
@@ -86,7 +86,7 @@ class Processes:
                 logger.error("a process ended with status %d; ending the other", status)
             self._stop.set()
             await _end(api, self._drain_s + API_GRACE_S)
-            await _end(engine, ENGINE_GRACE_S)
+            await _end(engine, ENGINE_GRACE_S, ENGINE_GRACE_S)
         return status
 
     def _on_signal(self) -> None:
@@ -112,15 +112,16 @@ class Processes:
         return process
 
 
-async def _end(process: asyncio.subprocess.Process, grace_s: float) -> None:
-    """Ask the process to end, and kill it if it takes longer than `grace_s`."""
-    if process.returncode is not None:
-        return
-    with suppress(ProcessLookupError):
-        process.terminate()
-    try:
-        await asyncio.wait_for(process.wait(), grace_s)
-    except TimeoutError:
-        logger.warning("process %d did not end within %.0f s of SIGTERM; killing it", process.pid, grace_s)
+async def _end(process: asyncio.subprocess.Process, *graces_s: float) -> None:
+    """Ask the process to end, again after each of `graces_s`, and kill it after the last."""
+    for grace_s in graces_s:
+        if process.returncode is not None:
+            return
         with suppress(ProcessLookupError):
-            process.kill()
+            process.terminate()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), grace_s)
+            return
+    logger.warning("process %d did not end within %.0f s of SIGTERM; killing it", process.pid, sum(graces_s))
+    with suppress(ProcessLookupError):
+        process.kill()
