@@ -7,7 +7,6 @@ and to start again would not help.
 """
 
 import asyncio
-import ctypes
 import gc
 import itertools
 import logging
@@ -43,20 +42,23 @@ from engine.messages import (
 )
 from engine.model_host import CannotServe, ModelHost
 from engine.pool_sizes import PoolSizes, ResizeError
+from engine.process import prepare_process
 from engine.stats import collect_samples, collect_status
 from engine.watch import Watch, free_memory_of
 
 log = logging.getLogger("fairslice.engine")
 
-GC_THRESHOLDS = (20_000, 20, 50)  # a full collection over thousands of prompts takes as long as several steps
-_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 INTEGRITY_CHECK_S = 60.0
 TICK_S = 0.25
 
 
 class Engine:
     """Owns the models, the admission and the connections; everything happens in `_turn` and in the handlers
-    that cause one."""
+    that cause one.
+
+    A turn that fails ends the engine: its books are not to be trusted any more, and its successor is given
+    all that is open again.
+    """
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -76,7 +78,7 @@ class Engine:
             )
             for model in config.models
         }
-        self._has_turn = False
+        self._work = asyncio.Event()
         self._draining = False
         self._idle = asyncio.Event()
 
@@ -88,18 +90,22 @@ class Engine:
         server = await self._frontend.listen(self._config.socket_path)
         try:
             async with asyncio.TaskGroup() as group:
-                hosts = [group.create_task(host.run()) for host in self._models.values()]
-                checker = group.create_task(self._check_when_idle())
-                ticker = group.create_task(self._tick())
-                lenders = group.create_task(self._lenders.make_gpu_regions())
-                sizes = group.create_task(self._pool_sizes.run())
-                watch = group.create_task(self._watch.run())
+                lives = (
+                    *(host.run() for host in self._models.values()),
+                    self._take_turns(),
+                    self._tick(),
+                    self._check_when_idle(),
+                    self._lenders.make_gpu_regions(),
+                    self._pool_sizes.run(),
+                    self._watch.run(),
+                )
+                tasks = [group.create_task(life) for life in lives]
                 for number in (signal.SIGTERM, signal.SIGINT):
                     loop.add_signal_handler(number, self._drain)
                 await self._idle.wait()
-                for task in (*hosts, checker, ticker, lenders, sizes, watch):
+                for task in tasks:
                     task.cancel()
-        except* (CannotServe, SocketTaken) as failures:
+        except* CannotServe as failures:
             raise failures.exceptions[0] from None
         finally:
             server.close()
@@ -109,13 +115,17 @@ class Engine:
 
     def _wake(self) -> None:
         """Something happened: have one turn for all that happens in this round of the loop."""
-        if not self._has_turn:
-            self._has_turn = True
-            asyncio.get_running_loop().call_soon(self._turn)
+        self._work.set()
+
+    async def _take_turns(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            self._turn()
+            await asyncio.sleep(0)  # what the turn itself gave cause for comes after what arrived meanwhile
 
     def _turn(self) -> None:
         """Plan what can be planned, and send what was decided and what was sampled."""
-        self._has_turn = False
         changes = self._lenders.lending.num_changes
         self._pool_sizes.tick()
         self._lenders.tick(time.monotonic_ns())
@@ -275,16 +285,10 @@ class Engine:
                 self._lenders.lending.check_integrity()
 
 
-def follow_supervisor() -> None:
-    """End with the supervisor, also if it was killed: nobody would start us again."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def main() -> int:
     """Run the engine as `sys.argv` says. Returns the exit status."""
-    gc.set_threshold(*GC_THRESHOLDS)
+    prepare_process()
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(name)s: %(message)s")
-    follow_supervisor()
     path = sys.argv[2] if sys.argv[1:2] == ["--config"] else None
     try:
         uvloop.run(Engine(load_config(path)).run())

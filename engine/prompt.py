@@ -91,13 +91,14 @@ class Prompt:
         return self.packed
 
     def take_logprobs(
-        self, sampled: TokenLogprobs | None, of_prompt: list[TokenLogprobs | None] | None
+        self, start: int, sampled: TokenLogprobs | None, of_prompt: list[TokenLogprobs | None] | None
     ) -> None:
-        """Keep what a step reported beside its token."""
+        """Keep what a step that computed positions from `start` on reported beside its token. Of a position
+        that was computed again, nothing is new."""
         if sampled is not None:
             self.logprobs.append(sampled)
         if of_prompt is not None:
-            self.prompt_logprobs += of_prompt
+            self.prompt_logprobs += of_prompt[max(0, len(self.prompt_logprobs) - start) :]
 
     def take_delta(self) -> TokenDelta:
         """What its api does not have yet."""

@@ -1,5 +1,6 @@
 """A blocking client of the engine, for the tools of an operator: one question, one answer."""
 
+import os
 import socket
 import time
 from types import TracebackType
@@ -20,7 +21,7 @@ class NoAnswer(Exception):
 
 
 class Questions:
-    """A connection with the engine that listens at `path`. `name` is what it knows us by."""
+    """A connection with the engine that listens at `path`. `name` says what we are."""
 
     def __init__(self, path: str, name: str) -> None:
         self._path = path
@@ -31,7 +32,7 @@ class Questions:
             self._socket.close()
             raise NoAnswer(f"no engine listens at {path}") from None
         self._pipe: MessagePipe[ToApi] = MessagePipe(self._socket, ToApi)
-        self._pipe.send(Hello(api_id=name))
+        self._pipe.send(Hello(api_id=f"{name} {os.getpid()}"))  # an id is one process's at a time
 
     def __enter__(self) -> Self:
         return self

@@ -235,7 +235,8 @@ class Scheduler:
                 self.needs_plan |= self.planner.turns.is_nearly_used_up(prompt)
             elif self.planner.num_deferred:
                 self.needs_plan = True  # what they wait for may be computed
-            prompt.take_logprobs(step.logprobs.get(row), step.prompt_logprobs.get(row))
+            start = step.computed[row] - step.fed[row]
+            prompt.take_logprobs(start, step.logprobs.get(row), step.prompt_logprobs.get(row))
 
     def _on_computed(self, prompt: Prompt, fed: int, computed: int) -> None:
         again = max(0, min(prompt.peak_computed, computed) - (computed - fed))

@@ -95,16 +95,20 @@ def send_descriptors(sock: socket.socket, descriptors: Sequence[int]) -> None:
 
 
 def receive_descriptors(sock: socket.socket) -> list[int]:
-    """Take what one `send_descriptors` sent; waits for it. Raises EOFError when the peer is gone."""
+    """Take what one `send_descriptors` sent; waits for it. Raises EOFError when the peer is gone, RegionError
+    when this process may not have so many."""
     descriptors: list[int] = []
     while True:
-        data, received, _, _ = socket.recv_fds(sock, _HEADER.size, MAX_DESCRIPTORS_PER_MESSAGE)
+        data, received, flags, _ = socket.recv_fds(sock, _HEADER.size, MAX_DESCRIPTORS_PER_MESSAGE)
         for descriptor in received:
             os.set_inheritable(descriptor, False)
         descriptors.extend(received)
-        if len(data) < _HEADER.size:
+        is_cut = bool(flags & socket.MSG_CTRUNC)
+        if is_cut or len(data) < _HEADER.size:
             for descriptor in descriptors:
                 os.close(descriptor)
+            if is_cut:
+                raise RegionError("too many open files: raise the limit for this user (ulimit -n)")
             raise EOFError("the peer closed the connection")
         (announced,) = _HEADER.unpack(data)
         if announced == len(received):

@@ -7,6 +7,7 @@ Exit status: 0 after Shutdown or when the engine is gone, 1 after a Fault, 2 aft
 import ctypes
 import gc
 import logging
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -61,8 +62,16 @@ class ServedModel:
 def main(*, fd: int, pools_fd: int) -> int:
     """Serve the engine over two inherited sockets; returns the exit status."""
     follow_engine()
-    with socket.socket(fileno=fd) as frames, socket.socket(fileno=pools_fd) as descriptors:
+    with inherited(fd) as frames, inherited(pools_fd) as descriptors:
         return serve(Mailbox(frames), descriptors)
+
+
+def inherited(fd: int) -> socket.socket:
+    """The socket behind a descriptor of the engine's, under a low number: `select` takes none from 1024 on,
+    and the engine may have more than that."""
+    low = os.dup(fd)
+    os.close(fd)
+    return socket.socket(fileno=low)
 
 
 def follow_engine() -> None:

@@ -1,4 +1,6 @@
+import itertools
 import os
+import resource
 import socket
 from pathlib import Path
 
@@ -82,3 +84,19 @@ def test_a_peer_that_leaves_half_way_leaks_nothing() -> None:
         receive_descriptors(theirs)
     assert len(list(Path("/proc/self/fd").iterdir())) == before - 1  # `theirs` is closed too
     os.close(descriptor)
+
+
+def test_more_descriptors_than_a_process_may_have_are_an_error_and_none_is_kept() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        send_descriptors(ours, [ours.fileno()] * 100)
+        before = sorted(os.listdir("/proc/self/fd"))
+        room_for_few = next(number for number in itertools.count() if str(number) not in before) + 3
+        resource.setrlimit(resource.RLIMIT_NOFILE, (room_for_few, hard))
+        try:
+            with pytest.raises(RegionError, match="too many open files"):
+                receive_descriptors(theirs)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert sorted(os.listdir("/proc/self/fd")) == before
