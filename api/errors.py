@@ -92,7 +92,6 @@ def unavailable(message: str, code: str, retry_after_s: float = 2.0) -> ApiError
 _STATUS_OF_CODE = {
     "queue_full": 429,
     "rate_limit_exceeded": 429,
-    "insufficient_quota": 429,
     "model_not_found": 404,
 }
 _PARAM_OF_CODE = {"model_not_found": "model", "context_length_exceeded": "prompt"}
@@ -103,8 +102,8 @@ def rejected(refusal: Rejected) -> ApiError:
     code, retry_after_s = refusal.code, refusal.retry_after_s
     status = _STATUS_OF_CODE.get(code)
     if status is None:
-        status = 503 if retry_after_s is not None or code in {"unavailable", "server_error"} else 400
-    if status in {429, 503} and retry_after_s is None:
+        status = 503 if retry_after_s is not None else 400
+    if status == 429 and retry_after_s is None:
         retry_after_s = 1.0
     return ApiError(
         status,
