@@ -35,6 +35,7 @@ from engine.model_runner.sources.cache import cache_root
 from engine.model_runner.sources.progress import OnProgress
 
 OUT_OF_MEMORY = ("CUDA_ERROR_OUT_OF_MEMORY", "cudaErrorMemoryAllocation")
+FAULT_MARKS = ("CUDA error", "Triton Error [CUDA]")  # in errors of torch and of Triton's launcher
 NOT_SHAREABLE = ("CUDA_ERROR_NOT_SUPPORTED", "CUDA_ERROR_NOT_PERMITTED")
 
 log = logging.getLogger(__name__)
@@ -138,7 +139,8 @@ class CudaDevice:
         return CudaExecutor(loaded.model, layout, pool, options, stream=self._compute)
 
     def is_fault(self, error: BaseException) -> bool:
-        return isinstance(error, torch.AcceleratorError | CudaError) or "CUDA error" in str(error)
+        told = any(mark in str(error) for mark in FAULT_MARKS)
+        return told or isinstance(error, torch.AcceleratorError | CudaError)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         if isinstance(error, CudaError):
@@ -162,7 +164,8 @@ class CudaDevice:
     def _pin(self, mapped: Mapping[int, torch.Tensor]) -> dict[int, CudaPool]:
         """Pin shared memory in this process, for copies at full speed."""
         for pages in mapped.values():
-            pin(pages)
+            if len(pages):  # the driver refuses to pin nothing
+                pin(pages)
         return {pool: CudaPool(pages, is_local=False) for pool, pages in mapped.items()}
 
     def _compile_moves(self, page_bytes: int) -> None:
