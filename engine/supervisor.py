@@ -12,7 +12,7 @@ from contextlib import suppress
 CANNOT_SERVE = 2  # exit status of an engine that would fail the same way again
 FAILED = 1  # ours, when we give up
 MAX_QUICK_ENDS = 5  # in a row, before we do
-QUICK_S = 30.0
+QUICK_S = 10.0
 MAX_PAUSE_S = 30.0
 KILL_AFTER_S = 5.0  # beyond `drain_s`, within which the engine ends by itself
 
