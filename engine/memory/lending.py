@@ -2,24 +2,45 @@
 
 Pure: stores do the bookkeeping of pages, `LeaseBook` that of leases; here they meet. A lender is a piece of
 memory, known by name: that of a device on which nothing runs, which offers all of it, or the page pool of a
-device that serves, which offers what it has not needed for a while. A borrower is a model. Each pair has a
-pool of its own, with pages of the borrower's size over all of the lender's memory, of which the borrower uses
-those that lie in its leased segments.
+device that serves, which offers what it has not needed for a while. A borrower is a model's contexts, or
+somebody's elastic tensors. Each pair has a pool of its own, with pages of the borrower's size over all of the
+lender's memory, of which the borrower uses those that lie in its leased segments.
 """
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Protocol
 
 from engine.memory.leases import Lease, LeaseBook, Recall
 from engine.memory.lender import Lender, OpenRecall, Owner
+from engine.memory.mirrors import Market
 from engine.memory.pool import PagePool
 from engine.memory.returns import PagesReturned
-from engine.memory.store import ContextStore
 from engine.memory.withdrawals import Withdrawals
 
 TERM_NS = 30_000_000_000
 RENEW_NS = 1_000_000_000
 CALM_NS = 2_000_000_000  # memory is surplus that was free for so long
+
+
+class Borrower(Protocol):
+    """Has things to keep in leased tiers: `ContextStore`, `ElasticTensors`."""
+
+    @property
+    def num_moves_in_flight(self) -> int:
+        """Moves that may touch a tier."""
+
+    def set_market(self, market: Market) -> None:
+        """Where leased tiers get their segments."""
+
+    def add_tier(self, pool: PagePool, device: str | None = None, owner: int | None = None) -> None:
+        """A leased tier in the memory of `device`, lent by local pool `owner`."""
+
+    def recall(self, pool_id: int, segments: list[int]) -> None:
+        """These segments are wanted back: put nothing there any more, and empty them."""
+
+    def lose_segment(self, pool_id: int, number: int) -> None:
+        """The bytes of this segment are gone: hold nothing there."""
 
 
 @dataclass(slots=True)
@@ -40,7 +61,7 @@ class Lending:
     def __init__(self, term_ns: int = TERM_NS) -> None:
         self.book = LeaseBook(term_ns)
         self.lenders: dict[str, Lender] = {}
-        self.borrowers: dict[str, ContextStore] = {}
+        self.borrowers: dict[str, Borrower] = {}
         self.counters = LendingCounters()
         self._by_pool: dict[int, tuple[Lender, str]] = {}  # tier -> its lender and its borrower
         self._by_owned: dict[int, tuple[Lender, Owner]] = {}  # local pool -> its lender and its owner
@@ -62,10 +83,10 @@ class Lending:
             self._by_owned[owner.pool.pool_id] = (lender, owner)
             owner.store.set_landlord(self)
 
-    def add_borrower(self, name: str, store: ContextStore) -> None:
-        """A model whose contexts may live in the memory of lenders."""
-        self.borrowers[name] = store
-        store.set_market(self)
+    def add_borrower(self, name: str, borrower: Borrower) -> None:
+        """Its contexts or tensors may live in the memory of lenders."""
+        self.borrowers[name] = borrower
+        borrower.set_market(self)
 
     def connect(self, lender: str, borrower: str, pool: PagePool) -> None:
         """`pool`, which has no pages yet, covers the lender's memory with pages of the borrower's."""
@@ -167,9 +188,9 @@ class Lending:
     def _end_expired(self, now_ns: int) -> None:
         """A borrower that is dead cannot move its pages out: they are dropped, and come back at once."""
         for lease in self.book.expired(now_ns):
-            lender, store = self.lenders[lease.lender], self.borrowers[lease.borrower]
-            if not store.num_moves_in_flight:
-                store.lose_segment(lender.pools[lease.borrower].pool_id, lease.segment)
+            lender, borrower = self.lenders[lease.lender], self.borrowers[lease.borrower]
+            if not borrower.num_moves_in_flight:
+                borrower.lose_segment(lender.pools[lease.borrower].pool_id, lease.segment)
                 self._open_recall(lender, lease)
                 self.counters.expired += 1
 

@@ -84,15 +84,15 @@ class Mirrors:
                     table.grow(pool, live_from, start + room, context)
         return True
 
-    def take(self, context: Context, home: int, count: int) -> list[Extent]:
-        """Places for `count` pages of the context in the best tiers that `home` reaches; there is room."""
+    def take(self, holder: Context | None, home: int, count: int) -> list[Extent]:
+        """Places for `count` pages of the holder in the best tiers that `home` reaches; there is room."""
         pool = self.place_for_all(None, home, count)
         if pool is not None:
-            return pool.allocate(count, context)
+            return pool.allocate(count, holder)
         extents: list[Extent] = []
         for pool in self._places(home, count):
             room = min(pool.num_free, count)
-            pool.grow(extents, room, context)
+            pool.grow(extents, room, holder)
             count -= room
         assert not count
         return extents

@@ -10,4 +10,5 @@ def test_the_example_of_elastic_tensors_runs():
     names: dict[str, object] = {}
     exec(example, names)
     assert names["weights"].shape == (64, 64)
-    names["tensors"]._transfers.close()
+    assert names["lent"].num_used == 0
+    names["transfers"].close()

@@ -49,7 +49,7 @@ def test_tensors_leave_the_device_and_are_prefetched(tensors):
 
 def test_what_finds_no_room_is_refused_and_changes_nothing(tensors):
     tensors.put("large", torch.zeros(16 * PAGE, dtype=torch.uint8))
-    with pytest.raises(ElasticFull, match="pool holds"):
+    with pytest.raises(ElasticFull, match="pool has room for 16"):
         tensors.put("larger", torch.zeros(17 * PAGE, dtype=torch.uint8))
     for number in range(2):
         tensors.put(f"more {number}", torch.zeros(16 * PAGE, dtype=torch.uint8))
