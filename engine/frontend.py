@@ -68,11 +68,6 @@ class Frontend:
         os.chmod(path, 0o600)
         return server
 
-    @property
-    def api_ids(self) -> list[str]:
-        """Api processes that are connected."""
-        return list(self._connections)
-
     def send(self, api_id: str, message: msgspec.Struct) -> None:
         """Send to an api process; if it is away, it asks for what it missed when it is back."""
         connection = self._connections.get(api_id)

@@ -1,7 +1,7 @@
 """Every message that crosses a process border, in both directions.
 
-    api  <->  engine      api_* below; one Unix socket per api process
-    engine  <->  runner   one socket pair per runner
+    api  <->  engine      one Unix socket; tools of an operator connect to it as an api does
+    engine  <->  runner   one socket pair per runner, and a second one for descriptors
 
 Messages are msgspec structs in MessagePack, framed by `engine.wire`. The `type` tag of a struct is its
 class name. Four unions at the end of the file say who may send what to whom; a decoder accepts nothing else.
@@ -389,7 +389,7 @@ class Live(Message, frozen=True, kw_only=True):
 
 
 class PoolSpec(Part, frozen=True, kw_only=True):
-    """A pool of equal pages: `num_pages * page_bytes` bytes from `offset_bytes` of a memory region.
+    """A pool of equal pages: `num_pages * page_bytes` bytes from the start of a memory region.
 
     `region` says where in the descriptors that came with the message its own is; `kind` is 'cpu' (shared
     memory), 'host' (shared memory, pinned by runners that have a GPU) or 'cuda' (driver allocations).
@@ -404,7 +404,6 @@ class PoolSpec(Part, frozen=True, kw_only=True):
     device: str
     num_pages: int
     page_bytes: int
-    offset_bytes: int = 0
     region: int | None = None
     segment_bytes: int = 2**28
     region_bytes: int | None = None

@@ -81,12 +81,6 @@ class MessageStream(asyncio.Protocol, Generic[Incoming]):
     def is_open(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
 
-    @property
-    def unsent_bytes(self) -> int:
-        """Bytes that the peer has not taken yet."""
-        waiting = self._transport.get_write_buffer_size() if self._transport is not None else 0
-        return waiting + sum(map(len, self._outgoing))
-
     def send(self, message: msgspec.Struct) -> None:
         """Queue a message. On a closed connection it is dropped: the peer learns what it missed when it
         comes back."""

@@ -123,11 +123,9 @@ def map_host_pools(specs: Sequence[PoolSpec], descriptors: Sequence[int]) -> dic
         if num_bytes == 0:
             pools[spec.pool] = torch.empty(0, spec.page_bytes, dtype=torch.uint8)
             continue
-        if spec.region is None or spec.offset_bytes + num_bytes > len(mapped[spec.region]):
+        if spec.region is None or num_bytes > len(mapped[spec.region]):
             raise DeviceError(f"pool {spec.pool} of {num_bytes} bytes came without memory of that size")
-        flat = torch.frombuffer(
-            mapped[spec.region], dtype=torch.uint8, count=num_bytes, offset=spec.offset_bytes
-        )
+        flat = torch.frombuffer(mapped[spec.region], dtype=torch.uint8, count=num_bytes)
         pools[spec.pool] = flat.view(spec.num_pages, spec.page_bytes)
     return pools
 

@@ -42,11 +42,6 @@ class SliceTable:
         self._ends: list[SliceEnd] = []
 
     @property
-    def num_in_flight(self) -> int:
-        """Steps launched whose results are not taken."""
-        return len(self._flights)
-
-    @property
     def awaited_moves(self) -> set[int]:
         """Open moves without which a run that has everything else cannot start."""
         if not self._free_slots:
