@@ -47,17 +47,19 @@ def chat_logprobs(vocabulary: Vocabulary, tokens: Sequence[Entry]) -> dict[str, 
 def completion_logprobs(
     vocabulary: Vocabulary, tokens: Sequence[Entry], offsets: Sequence[int]
 ) -> dict[str, object]:
-    """`choices[].logprobs` of completions. The first token of an echoed prompt has no probability."""
+    """`choices[].logprobs` of completions. The first token of an echoed prompt has no probability. The token
+    itself is always among the alternatives, beyond their number if need be."""
 
-    def top(value: TokenLogprobs | None) -> dict[str, float] | None:
+    def top(chosen: int, value: TokenLogprobs | None) -> dict[str, float] | None:
         if value is None:
             return None
-        return {token_name(vocabulary, token_id): logprob for token_id, logprob in value.top}
+        ranked = {token_name(vocabulary, token_id): logprob for token_id, logprob in value.top}
+        return ranked | {token_name(vocabulary, chosen): value.logprob}
 
     return {
         "tokens": [token_name(vocabulary, token_id) for token_id, _ in tokens],
         "token_logprobs": [None if value is None else value.logprob for _, value in tokens],
-        "top_logprobs": [top(value) for _, value in tokens],
+        "top_logprobs": [top(token_id, value) for token_id, value in tokens],
         "text_offset": list(offsets),
     }
 

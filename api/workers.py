@@ -75,7 +75,8 @@ class Workers:
             if metrics_dir is not None:
                 multiprocess.mark_process_dead(process.pid, metrics_dir)  # type: ignore[no-untyped-call]
             if self._stop.is_set() or status in (0, CANNOT_SERVE):
-                self._status = max(self._status, abs(status))
+                if status != -signal.SIGTERM:  # told to stop before it could listen: no failure
+                    self._status = max(self._status, abs(status))
                 self._stop.set()
                 return
             announces = False

@@ -107,18 +107,8 @@ async def answer(
     headers: dict[str, str] | None = None,
 ) -> Response:
     """Submit and answer, as a stream or whole. Raises ApiError, ClientGoneError."""
-    wants = body.stream_options
-    if wants is not None and not body.stream:
-        raise bad_request("stream_options", "stream_options is only for requests with stream = true")
-    options = AnswerOptions(
-        created_s=int(time.time()),
-        logprobs=logprobs,
-        prompt_logprobs=body.prompt_logprobs is not None,
-        echo=echo,
-        include_usage=wants is not None and wants.include_usage,
-        continuous_usage=wants is not None and wants.include_usage and wants.continuous_usage_stats,
-    )
     timer = RequestTimer(services.metrics, plan.card.name, arrived_s)
+    options = _answer_options(body, logprobs=logprobs, echo=echo)
     note = note_of(request)
     note.name(plan.submit.request_id)
     note.fields |= {"model": plan.card.name, "generation": plan.submit.request_id}
@@ -141,3 +131,17 @@ async def answer(
         whole = await make_format(generation, options).whole()
     shown_headers = (headers or {}) | rate_headers(generation.request.rates)
     return Response(msgspec.json.encode(whole), 200, shown_headers, media_type="application/json")
+
+
+def _answer_options(body: GenerationRequest, *, logprobs: bool, echo: bool) -> AnswerOptions:
+    wants = body.stream_options
+    if wants is not None and not body.stream:
+        raise bad_request("stream_options", "stream_options is only for requests with stream = true")
+    return AnswerOptions(
+        created_s=int(time.time()),
+        logprobs=logprobs,
+        prompt_logprobs=body.prompt_logprobs is not None,
+        echo=echo,
+        include_usage=wants is not None and wants.include_usage,
+        continuous_usage=wants is not None and wants.include_usage and wants.continuous_usage_stats,
+    )

@@ -74,6 +74,17 @@ def test_serves_prints_an_example_and_ends_on_sigterm(tmp_path: Path) -> None:
     run(test())
 
 
+def test_a_stop_while_it_starts_is_an_orderly_end(tmp_path: Path) -> None:
+    async def test() -> None:
+        process = await start(write_config(tmp_path, 0))
+        await until(lambda: children_of(process.pid))
+        process.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(process.communicate(), 10)
+        assert process.returncode == 0
+
+    run(test())
+
+
 def test_workers_share_the_address_and_their_counters_and_are_started_again(tmp_path: Path) -> None:
     async def test() -> None:
         config = write_config(tmp_path, 0, "workers = 2")

@@ -103,6 +103,19 @@ def test_completion_echo_with_logprobs() -> None:
     with_client(test)
 
 
+def test_the_alternatives_of_a_completion_have_its_own_token_among_them() -> None:
+    async def test(api: Api, client: AsyncOpenAI) -> None:
+        for num_top, expected in ((0, {"h": -0.5}), (2, {"h": -0.5, "i": -1.5})):
+            answer = await client.completions.create(
+                model="fake", prompt="ab", logprobs=num_top, max_tokens=1
+            )
+            logprobs = answer.choices[0].logprobs
+            assert logprobs is not None
+            assert logprobs.top_logprobs == [expected]
+
+    with_client(test)
+
+
 def test_several_prompts_and_choices() -> None:
     async def test(api: Api, client: AsyncOpenAI) -> None:
         answer = await client.completions.create(model="fake", prompt=["abc", "de"], n=2, max_tokens=4)
