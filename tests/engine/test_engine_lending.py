@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.messages import Resize, Resizing
+from engine.questions import Questions
 from tests.engine.engine_process import Client, children, engine, kill
 
 PROMPTS = {f"p{number}": [(7 * number + i) % 256 for i in range(3 + 5 * number)] for number in range(10)}
@@ -19,6 +21,14 @@ delay_ms = 15
 [[memory.links]]
 between = ["cpu:0", "cpu:2"]
 delay_ms = 40
+"""
+RANKED = """
+[[memory.links]]
+between = ["cpu:0", "cpu:1"]
+bytes_per_s = "2GiB"
+[[memory.links]]
+between = ["cpu:0", "cpu:2"]
+bytes_per_s = "1GiB"
 """
 
 
@@ -44,6 +54,10 @@ def moved(client: Client, src: str, dst: str) -> float:
     return sum(s.value for s in samples if labels.items() <= s.labels.items())
 
 
+def wait_moved(client: Client, src: str, dst: str, num_bytes: int) -> None:
+    client.wait_for(lambda: moved(client, src, dst) >= num_bytes)
+
+
 def test_contexts_live_with_lenders_and_come_back_exact(tmp_path: Path, alone: dict[str, list[int]]) -> None:
     """Moves are late on purpose: a page that were read too early would be full of other tokens."""
     with engine(tmp_path, devices=SERVES, lenders=LENDS, more=SLOW) as client:
@@ -55,6 +69,32 @@ def test_contexts_live_with_lenders_and_come_back_exact(tmp_path: Path, alone: d
         assert moved(client, "cpu:0", "host") == 0
         assert client.metric("fairslice:recomputed_tokens") == 0
         assert client.metric("fairslice:leased_segments") > 0
+
+
+def test_from_local_to_a_peer_to_another_peer_to_the_host_and_back(
+    tmp_path: Path, alone: dict[str, list[int]]
+) -> None:
+    """The nearer lender needs its memory, then the other: each has one segment left."""
+    with engine(tmp_path, devices=SERVES, lenders=LENDS, more=RANKED) as client:
+        for copy in range(2):
+            for prompt_id, ids in PROMPTS.items():
+                client.submit(f"{prompt_id} {copy}", ids, NUM_TOKENS)
+        wait_moved(client, "cpu:0", "cpu:1", 200 * 2**10)
+        for lender, next_tier in (("cpu:1", "cpu:2"), ("cpu:2", "host")):
+            assert moved(client, lender, next_tier) == 0
+            give_back(client, lender)
+            wait_moved(client, lender, next_tier, 100 * 2**10)
+        client.wait()
+        assert all(tokens == alone[prompt_id.split()[0]] for prompt_id, tokens in client.tokens.items())
+        assert moved(client, "host", "cpu:0") > 0
+        assert client.metric("fairslice:recomputed_tokens") == 0
+        assert client.metric("fairslice:dropped_contexts") == 0
+
+
+def give_back(client: Client, lender: str) -> None:
+    with Questions(client.path, "a tool") as questions:
+        answer = questions.ask(Resize(serial=1, device=lender, num_bytes=2**15), Resizing)
+    assert answer.error is None
 
 
 @pytest.mark.slow
