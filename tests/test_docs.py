@@ -189,6 +189,12 @@ def test_every_link_between_documents_leads_somewhere() -> None:
             assert (file.parent / target).exists(), f"{file.name} links to {target}"
 
 
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    for file in (ROOT / "docs").glob("*.md"):
+        assert file.name == "README.md" or f"]({file.name})" in index, file.name
+
+
 BENCHMARKS = {
     file.stem: source
     for file in (ROOT / "bench").glob("*.py")
