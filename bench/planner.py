@@ -75,6 +75,21 @@ def time_plans(policy: str, queued: int, batch: int, repeat: int, num_tenants: i
     return times[3:]
 
 
+def time_first_plans(policy: str, queued: int, batch: int, repeat: int) -> list[int]:
+    """Nanoseconds of the plan that gives `batch` of `queued` prompts a slice on a device with room."""
+    times = []
+    for _ in range(repeat):
+        scheduler = make_scheduler(policy, batch, num_pages=20_000)
+        for number in range(queued):
+            request = submit(number, 1)
+            scheduler.submit("api", request, request.prompts[0], 0)
+        began_ns = time.thread_time_ns()
+        plans = scheduler.plan(0)
+        times.append(time.thread_time_ns() - began_ns)
+        assert sum(len(plan.slices) for _, plan in plans) == batch
+    return times
+
+
 def play(scheduler: Scheduler, plans: list, now_ns: int) -> int:
     """Carry the plans out as a runner would: moves at once, then steps until turns are nearly used up."""
     moves = [{"move_id": m.move_id, "duration_ns": 1} for _, plan in plans for m in plan.moves]

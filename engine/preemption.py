@@ -82,6 +82,8 @@ class Preemption:
         if any(device.cancelled or self._pages_coming(device) for device in devices):
             return False
         pools = {device.pool_id for device in devices}
+        if not any(self._store.idle_dirty(pool_id) for pool_id in pools):
+            return False
         idle = [
             prompt
             for prompt in self._waiting.prompts.values()
