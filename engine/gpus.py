@@ -12,7 +12,9 @@ from typing import Any, Protocol, Self
 
 import pynvml
 
-NVLINK_BYTES_PER_S = {1: 20e9, 2: 25e9, 3: 25e9, 4: 25e9, 5: 50e9}  # one link, one direction, by version
+# One NVLink, one direction. Some drivers say 5.0 of GPUs that have 4.0; all of a server's say the same.
+NVLINK_BYTES_PER_S = 25e9
+NVLINK_BYTES_PER_S_OF = {pynvml.NVML_NVLINK_VERSION_1_0: 20e9, pynvml.NVML_NVLINK_VERSION_5_0: 50e9}
 PCIE_BYTES_PER_S = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}  # one lane
 # What is left of PCIe between two GPUs, by what they have in common; no more than an order of preference.
 SHARE_BY_ANCESTOR = {
@@ -134,8 +136,9 @@ def _nvlink_speed(handle: Any, other: Any) -> float:
                 continue
             is_switch = pynvml.nvmlDeviceGetNvLinkRemoteDeviceType(handle, link) == SWITCH
             if is_switch or pynvml.nvmlDeviceGetNvLinkRemotePciInfo(handle, link).busId == address:
-                speed += NVLINK_BYTES_PER_S.get(pynvml.nvmlDeviceGetNvLinkVersion(handle, link), 25e9)
-    return speed or NVLINK_BYTES_PER_S[1]  # there is a link, though NVML does not say which
+                version = pynvml.nvmlDeviceGetNvLinkVersion(handle, link)
+                speed += NVLINK_BYTES_PER_S_OF.get(version, NVLINK_BYTES_PER_S)
+    return speed or NVLINK_BYTES_PER_S  # there is a link, though NVML does not say which
 
 
 def _pcie_peer_speed(handle: Any, other: Any) -> float:

@@ -107,7 +107,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, *gpus: FakeGpu) -> FakeNvml:
 def join(one: FakeGpu, other: FakeGpu, num_links: int) -> None:
     """NVLinks of the fourth version from one to the other."""
     for gpu, peer in ((one, other), (other, one)):
-        gpu.links += [(GPU, peer.bus, 4)] * num_links
+        gpu.links += [(GPU, peer.bus, pynvml.NVML_NVLINK_VERSION_4_0)] * num_links
         gpu.peers[peer.bus, NVLINK] = True
 
 
@@ -127,11 +127,23 @@ def test_nvlinks_are_added_up_and_pcie_is_worth_what_lies_between(monkeypatch: p
     assert not any("cpu:0" in pair or "cuda:7" in pair for pair in links)
 
 
-def test_gpus_behind_one_switch_have_all_their_links(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus = [FakeGpu(bus, links=[(SWITCH, "switch", 4)] * 18) for bus in "ab"]
+@pytest.mark.parametrize(
+    ("version", "link_bytes_per_s"),
+    [
+        (pynvml.NVML_NVLINK_VERSION_1_0, 20e9),
+        (pynvml.NVML_NVLINK_VERSION_3_1, 25e9),
+        (pynvml.NVML_NVLINK_VERSION_4_0, 25e9),
+        (pynvml.NVML_NVLINK_VERSION_5_0, 50e9),
+    ],
+)
+def test_gpus_behind_one_switch_have_all_their_links(
+    monkeypatch: pytest.MonkeyPatch, version: int, link_bytes_per_s: float
+) -> None:
+    gpus = [FakeGpu(bus, links=[(SWITCH, "switch", version)] * 18) for bus in "ab"]
     gpus[0].peers["b", NVLINK] = gpus[1].peers["a", NVLINK] = True
     machine(monkeypatch, *gpus)
-    assert NvmlGpus.open().links(["cuda:0", "cuda:1"])["cuda:0", "cuda:1"] == 450e9
+    links = NvmlGpus.open().links(["cuda:0", "cuda:1"])
+    assert links["cuda:0", "cuda:1"] == 18 * link_bytes_per_s
 
 
 def test_a_pair_without_peer_access_has_no_link(monkeypatch: pytest.MonkeyPatch) -> None:
