@@ -13,6 +13,8 @@ from tests.browser.chromium import open_page
 
 pytestmark = pytest.mark.browser
 
+QUEUE_IS_SEEN = "document.getElementById('queue').checkVisibility()"
+
 
 def state_is(state: str) -> str:
     return f"document.getElementById('status').dataset.state === '{state}'"
@@ -63,8 +65,10 @@ def test_a_key_is_asked_for_and_forgotten(
             names = "[...document.querySelectorAll('#tenants th')].map((node) => node.textContent)"
             assert await page.run(names) == ["alice", "all others"]
             assert "bob" not in await page.run("document.documentElement.outerHTML")
+            assert await page.run(QUEUE_IS_SEEN)
             await page.click("#forget")
             await page.until(state_is("locked"))
+            assert not await page.run(QUEUE_IS_SEEN)
             assert all("401" in error for error in page.errors)
 
     run_for(test(), 120)
