@@ -176,7 +176,7 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     top_logprobs: Logprobs | None = None
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
-    parallel_tool_calls: bool | None = None  # accepted, no effect: the model decides
+    parallel_tool_calls: bool | None = None  # false: one call at most is given out
 
 
 class ResponsePart(Strict, frozen=True, kw_only=True):

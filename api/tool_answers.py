@@ -21,7 +21,7 @@ class ToolChatFormat(ChatFormat):
         parsed = self._parse(choice, piece)
         shown = self.shown(choice, piece)
         finish_reason = piece.finish_reason
-        calls = b"".join(self._call_event(choice.index, call) for call in parsed.calls)
+        calls = b"".join(self._call_event(choice.index, call) for call in self._wanted(choice, parsed))
         if finish_reason == "stop" and self._num_calls[choice.index]:
             finish_reason = "tool_calls"
         if finish_reason is None and not parsed.text and not shown.tokens:
@@ -37,7 +37,7 @@ class ToolChatFormat(ChatFormat):
         fields = super().whole_choice(choice, parts)
         parser = self._parsers[choice.index]
         fed, rest = parser.feed("".join(part.text for part in parts)), parser.finish()
-        calls = [call.encode() for call in (*fed.calls, *rest.calls)]
+        calls = [call.encode() for call in (*fed.calls, *rest.calls)][: self._use.max_calls]
         text = fed.text + rest.text
         message: Fields = {"role": "assistant", "content": text, "refusal": None}
         if calls:
@@ -53,6 +53,11 @@ class ToolChatFormat(ChatFormat):
             rest = parser.finish()
             parsed = Parsed(parsed.text + rest.text, parsed.calls + rest.calls)
         return parsed
+
+    def _wanted(self, choice: Choice, parsed: Parsed) -> list[ToolCall]:
+        """The calls that are given out."""
+        limit = self._use.max_calls
+        return parsed.calls if limit is None else parsed.calls[: limit - self._num_calls[choice.index]]
 
     def _call_event(self, index: int, call: ToolCall) -> bytes:
         number = self._num_calls[index]

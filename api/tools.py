@@ -24,6 +24,7 @@ class ToolUse:
 
     style: ToolStyle
     names: frozenset[str]
+    max_calls: int | None  # of one choice; None: as many as the model makes
     grammar: Grammar | None  # set if a call is demanded: the answer is one, and nothing else
 
 
@@ -52,7 +53,8 @@ def tool_use(body: ChatRequest, tools: Sequence[Tool], template: ChatTemplate | 
     if demanded:
         style = ToolStyle(style.opening, bare=True)
     names = frozenset(tool.function.name for tool in tools)
-    return ToolUse(style, names, _demand(tools) if demanded else None)
+    max_calls = 1 if body.parallel_tool_calls is False else None
+    return ToolUse(style, names, max_calls, _demand(tools) if demanded else None)
 
 
 def template_messages(

@@ -28,6 +28,25 @@ def prompt_of(api: Api) -> str:
     return bytes(api.engine.submits[-1].prompts[0].input_ids[1:]).decode()
 
 
+def test_one_call_where_parallel_ones_are_not_wanted() -> None:
+    async def test() -> None:
+        async with running_api(script=say(CALL + CALL)) as api, client_of(api) as client:
+            for parallel, count in ((True, 2), (False, 1)):
+                answer = await client.chat.completions.create(
+                    model="fake", messages=MESSAGES, tools=TOOLS, parallel_tool_calls=parallel
+                )
+                assert len(answer.choices[0].message.tool_calls or []) == count
+                stream = await client.chat.completions.create(
+                    model="fake", messages=MESSAGES, tools=TOOLS, parallel_tool_calls=parallel, stream=True
+                )
+                chunks = [chunk.choices[0] async for chunk in stream]
+                assert sum(len(chunk.delta.tool_calls or []) for chunk in chunks) == count
+                assert "".join(chunk.delta.content or "" for chunk in chunks) == ""
+                assert chunks[-1].finish_reason == "tool_calls"
+
+    run(test())
+
+
 def test_a_call_whole_and_streamed() -> None:
     async def test() -> None:
         async with running_api(script=say(f"Let me see. {CALL}")) as api, client_of(api) as client:
