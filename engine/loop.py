@@ -14,9 +14,11 @@ import secrets
 import signal
 import sys
 import time
+from typing import Any
 
 import uvloop
 
+from engine import watchdog
 from engine.admission import Admission, Refusal
 from engine.config import Config, ConfigError, load_config
 from engine.frontend import Frontend, SocketTaken
@@ -52,6 +54,10 @@ INTEGRITY_CHECK_S = 60.0
 TICK_S = 0.25
 
 
+class Failed(Exception):
+    """Something happened that must not; the log says what."""
+
+
 class Engine:
     """Owns the models, the admission and the connections; everything happens in `_turn` and in the handlers
     that cause one.
@@ -80,11 +86,13 @@ class Engine:
         }
         self._work = asyncio.Event()
         self._draining = False
+        self._has_failed = False
         self._idle = asyncio.Event()
 
     async def run(self) -> None:
-        """Serve until told to stop. Raises CannotServe, SocketTaken."""
+        """Serve until told to stop. Raises CannotServe, SocketTaken, Failed."""
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._on_exception)
         self._make_regions()
         gc.freeze()  # what is loaded by now stays: no collection need look at it again
         server = await self._frontend.listen(self._config.socket_path)
@@ -110,6 +118,16 @@ class Engine:
         finally:
             server.close()
             self._lenders.close()
+        if self._has_failed:
+            raise Failed
+
+    def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An exception came out of a turn or of a message's handling: our books may be wrong from here on.
+        The engine that is started after us makes them anew."""
+        loop.default_exception_handler(context)
+        if "handle" in context or "protocol" in context:
+            self._has_failed = True
+            self._idle.set()
 
     # ------------------------------------------------------------------ the turn
 
@@ -269,8 +287,10 @@ class Engine:
 
     async def _tick(self) -> None:
         """Memory is lent and comes back whether or not anything else happens."""
+        watchdog.watch()
         while True:
             await asyncio.sleep(TICK_S)
+            watchdog.feed()
             self._wake()
 
     async def _check_when_idle(self) -> None:
@@ -295,6 +315,8 @@ def main() -> int:
     except (ConfigError, CannotServe, SocketTaken) as error:
         print(f"fairslice: {error}", file=sys.stderr)
         return 2
+    except Failed:
+        return 1
     return 0
 
 

@@ -1,4 +1,5 @@
-"""The engine as a process, with a device that fails: what its pool holds is not to be trusted any more."""
+"""The engine as a process, with a device that fails, whose pool is not to be trusted any more; and with a
+plan that fails, after which its own books are not."""
 
 import os
 import signal
@@ -25,6 +26,22 @@ def fail(number, frame):
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 signal.signal(signal.SIGUSR1, fail)
+"""
+
+# Likewise: the next plan fails while a file is there, which it removes.
+BAD_PLAN = """
+from pathlib import Path
+from engine.scheduler import Scheduler
+
+flag, plan = Path(__file__).parent / "fail", Scheduler.plan
+
+def fail(self, now_ns):
+    if flag.exists():
+        flag.unlink()
+        raise AssertionError("the books are wrong")
+    return plan(self, now_ns)
+
+Scheduler.plan = fail
 """
 
 
@@ -59,3 +76,26 @@ def test_contexts_in_the_pool_of_a_device_that_failed_are_recomputed(
         assert {name: client.tokens[name] for name in alone} == alone
         assert all(tokens == alone[name.split()[0]] for name, tokens in client.tokens.items())
         assert client.metric("fairslice:recomputed_tokens") > 0
+
+
+def test_an_engine_whose_plan_fails_is_followed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BAD_PLAN)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2]}")
+    with engine(tmp_path) as client:
+        for prompt_id, ids in PROMPTS.items():
+            client.submit(prompt_id, ids, NUM_TOKENS)
+        client.wait()
+        alone = dict(client.tokens)
+        for prompt_id, ids in PROMPTS.items():
+            client.submit(prompt_id, ids, NUM_TOKENS)
+        (tmp_path / "fail").touch()
+        with pytest.raises((EOFError, OSError)):
+            client.wait()
+        client.resubmit_all()
+        client.wait()
+        assert client.tokens == alone
+    said = capfd.readouterr().err
+    assert "the books are wrong" in said
+    assert "the engine ended with status 1" in said
