@@ -62,8 +62,8 @@ class Engine:
     """Owns the models, the admission and the connections; everything happens in `_turn` and in the handlers
     that cause one.
 
-    A turn that fails ends the engine: its books are not to be trusted any more, and its successor is given
-    all that is open again.
+    A turn or a handler that fails ends the engine: its books are not to be trusted any more, and its successor
+    is given all that is open again.
     """
 
     def __init__(self, config: Config) -> None:
@@ -122,7 +122,7 @@ class Engine:
             raise Failed
 
     def _on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """An exception came out of a turn or of a message's handling: our books may be wrong from here on.
+        """An exception came out of a timer or of a message's handling: our books may be wrong from here on.
         The engine that is started after us makes them anew."""
         loop.default_exception_handler(context)
         if "handle" in context or "protocol" in context:
