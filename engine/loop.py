@@ -62,8 +62,8 @@ class Engine:
     """Owns the models, the admission and the connections; everything happens in `_turn` and in the handlers
     that cause one.
 
-    A turn or a handler that fails ends the engine: its books are not to be trusted any more, and its successor
-    is given all that is open again.
+    A turn or a handler that fails ends the engine: its books are not to be trusted any more, and its
+    successor is given all that is open again.
     """
 
     def __init__(self, config: Config) -> None:
