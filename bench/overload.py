@@ -122,7 +122,7 @@ def config(options: argparse.Namespace, policy: str, holds: int) -> str:
     )
 
 
-def main() -> int:
+def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", help="as in fairslice.toml; left out: the embedded model")
     parser.add_argument("--token-bytes", type=int, default=36_864, help="of context, over all layers")
@@ -135,7 +135,11 @@ def main() -> int:
     parser.add_argument("--bound-s", type=float, default=30.0, help="that no wait may pass under cfs")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--port", type=int, default=8377)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = read_options()
     rows, answers, counted = [], {}, {}
     for policy in ("cfs", "fcfs"):
         answers[policy] = make_streams(options)
@@ -152,16 +156,7 @@ def main() -> int:
         )
         for policy, streams in answers.items()
     }
-    header = (
-        "policy",
-        "took s",
-        "tokens/s",
-        "preemptions",
-        "recomputed",
-        "longest gap s",
-        "first token p99 s",
-    )
-    print_rows((*header, "as alone"), [(*r, f"{equal[r[0]]}/{len(alone)}") for r in rows])
+    print_rows(HEADER, [(*cells, f"{equal[cells[0]]}/{len(alone)}") for cells in rows])
     waits = {policy: max(s.longest_wait_s for s in streams) for policy, streams in answers.items()}
     bound = f"bound on the wait for a token, the first included: {options.bound_s} s"
     print(f"\n{bound}; cfs {waits['cfs']:.2f} s, fcfs {waits['fcfs']:.2f} s")
@@ -172,6 +167,12 @@ def main() -> int:
         and counted["cfs"]["fairslice:preemptions_total"] > options.streams
     )
     return 0 if kept else 1
+
+
+HEADER = (
+    *("policy", "took s", "tokens/s", "preemptions", "recomputed", "longest gap s", "first token p99 s"),
+    *("messages", "as alone"),
+)
 
 
 def row(policy: str, streams: list[Stream], counted: dict[str, float], took_s: float) -> tuple[str, ...]:
