@@ -46,6 +46,8 @@ def _said_by(call: ast.Call) -> Iterator[str]:
     match call.func:
         case ast.Name(id="_require"):
             yield _template(call.args[2])
+        case ast.Name(id="_say"):  # the supervisor's: to standard error
+            yield _template(call.args[0])
         case ast.Name(id=name) if name in ERRORS and call.args:
             yield _template(call.args[0])
         case ast.Attribute(value=ast.Name(id="log" | "logger"), attr=method) if method in LOG_METHODS:
