@@ -6,6 +6,7 @@ import resource
 import signal
 
 GC_THRESHOLDS = (20_000, 20, 50)  # a full collection over thousands of prompts takes as long as several steps
+MAX_DESCRIPTORS = 2**16  # of segments of 256 MiB: 16 TiB
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
@@ -23,6 +24,9 @@ def follow_supervisor() -> None:
 
 def allow_many_descriptors() -> None:
     """Pools on GPUs have one for each segment, hundreds a GPU: usual soft limits suffice for one or two.
-    Runners inherit the limit."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    Runners inherit the limit, which is no higher than needed: some programs go through all that may be open.
+    """
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if most == resource.RLIM_INFINITY else min(MAX_DESCRIPTORS, most)
+    if resource.RLIM_INFINITY != soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
