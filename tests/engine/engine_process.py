@@ -35,6 +35,7 @@ CONFIG = """
 path = "dummy:tiny"
 name = "tiny"
 max_model_len = 256
+dtype = "float32"
 {devices}
 [scheduler]
 policy = "{policy}"
