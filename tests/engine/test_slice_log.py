@@ -57,7 +57,7 @@ def test_prefill_is_told_apart_from_decode() -> None:
     counters = rig.scheduler.counters
     assert counters.recomputed_tokens == 0
     assert sum(record.prefilled for record in records(rig)) == counters.prompt_tokens
-    recomputing = crowded(policy="fcfs", local=(60,))
+    recomputing = crowded(policy="fcfs", local=(30,))
     counters = recomputing.scheduler.counters
     assert counters.recomputed_tokens > 0
     prefilled = sum(record.prefilled for record in records(recomputing))
