@@ -1,7 +1,6 @@
 """The engine's door: a Unix socket on which api processes come and go."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
@@ -17,7 +16,7 @@ log = logging.getLogger("fairslice.engine")
 
 
 class SocketTaken(Exception):
-    """Another engine listens there. One line for the operator."""
+    """No socket can be had there; mostly another engine has it. One line for the operator."""
 
 
 class ApiConnection:
@@ -57,15 +56,15 @@ class Frontend:
 
     async def listen(self, path: str) -> asyncio.Server:
         """Start to accept connections at `path`, which only this user may use. Raises SocketTaken."""
-        folder = Path(path).parent
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if _answers(path):
             raise SocketTaken(f"engine.socket: another engine listens on {path}")
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
         loop = asyncio.get_running_loop()
-        server = await loop.create_unix_server(lambda: ApiConnection(self).stream, path)
-        os.chmod(path, 0o600)
+        try:
+            _clear(Path(path))
+            server = await loop.create_unix_server(lambda: ApiConnection(self).stream, path)
+            os.chmod(path, 0o600)
+        except OSError as error:
+            raise SocketTaken(f"engine.socket: cannot listen on {path}: {error}") from None
         return server
 
     def send(self, api_id: str, message: msgspec.Struct) -> None:
@@ -103,6 +102,13 @@ class Frontend:
     def _give_up(self, api_id: str) -> None:
         del self._absent[api_id]
         self._on_gone(api_id)
+
+
+def _clear(path: Path) -> None:
+    """Make room for a socket. One of an engine that is gone is removed; anything else there is not ours."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.is_socket():
+        path.unlink()
 
 
 def _answers(path: str) -> bool:

@@ -63,9 +63,16 @@ class Supervisor:
                 return status
             pause_s = self._restarts.next_pause_s(loop.time() - started_s)
             if pause_s is None:
-                _say(f"the engine ended {MAX_QUICK_ENDS} times in a row soon after its start; giving up")
+                print(
+                    f"fairslice: the engine ended {MAX_QUICK_ENDS} times in a row soon after its start;"
+                    " giving up",
+                    file=sys.stderr,
+                )
                 return FAILED
-            _say(f"the engine ended with status {status}; starting it again in {pause_s:g} s")
+            print(
+                f"fairslice: the engine ended with status {status}; starting it again in {pause_s:g} s",
+                file=sys.stderr,
+            )
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), pause_s)
         return 0
@@ -81,7 +88,7 @@ class Supervisor:
 
     def _kill(self) -> None:
         if self._child is not None and self._child.returncode is None:
-            _say("the engine did not end in time; killing it")
+            print("fairslice: the engine did not end in time; killing it", file=sys.stderr)
             self._child.kill()
 
 
@@ -99,7 +106,3 @@ def supervise(config_path: str | None, *, restart_s: float, drain_s: float) -> i
         return await Supervisor(command, restart_s=restart_s, drain_s=drain_s).run()
 
     return asyncio.run(run())
-
-
-def _say(text: str) -> None:
-    print(f"fairslice: {text}", file=sys.stderr, flush=True)
