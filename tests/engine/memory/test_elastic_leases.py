@@ -225,6 +225,56 @@ def test_memory_that_is_gone_costs_what_was_nowhere_else(rig_of):
     rig.check_integrity()
 
 
+def test_what_was_fetched_from_memory_that_is_gone_is_not_trusted(rig_of):
+    rig = rig_of(lender=4)
+    own = rig.borrow(local=10, host=40)
+    own.put("away", 8, 1)
+    own.put("here", 8, 2)
+    own.tensors.prefetch("away")
+    assert own.tensors.num_moves_in_flight
+    rig.lose("lender", is_gone=False)
+    with pytest.raises(ElasticLost):
+        own.tensors.get("away")
+    rig.settle()
+    rig.check_integrity()
+
+
+def test_a_tensor_whose_new_place_is_gone_stays_where_it_is(rig_of):
+    rig = rig_of(near=2, far=4)
+    own = rig.borrow(local=16, host=0)
+    own.put("here", 16, 2)
+    own.put("away", 16, 1)
+    own.tensors.get("here")
+    places = {name: tensor.kept.extents[0].segment.pool for name, tensor in own.tensors._tensors.items()}
+    pools = {name: lender.pools[own.name] for name, lender in rig.lending.lenders.items()}
+    assert places == {"here": pools["far"], "away": pools["near"]}
+    rig.lending.resize("near", 1)
+    rig.tick()
+    own.tensors.reclaim()
+    (relocation,) = own.tensors._tensors["away"].relocations
+    assert relocation[1][0].segment.pool is pools["far"]
+    rig.lose("far", is_gone=False)
+    rig.check_integrity()
+    rig.settle()
+    for name in ("here", "away"):
+        own.check(name)
+    rig.check_integrity()
+
+
+def test_the_only_copy_stays_on_the_device_while_the_other_that_was_being_made_is_gone(rig_of):
+    rig = rig_of(lender=4)
+    own = rig.borrow(local=10, host=40)
+    own.put("first", 8, 1)
+    assert own.tensors.num_moves_in_flight
+    rig.lose("lender", is_gone=True)
+    with pytest.raises(ElasticFull, match="pool has room for 2"):
+        own.put("second", 8, 2)
+    rig.settle()
+    own.put("second", 8, 2)
+    own.check("first")
+    rig.check_integrity()
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_random_use_of_lenders_that_come_and_go(rig_of, seed):
     """Two borrowers with pages of different sizes have the same memory in turn: a byte that belonged to both
