@@ -255,6 +255,8 @@ def test_a_tensor_whose_new_place_is_gone_stays_where_it_is(rig_of):
     assert relocation[1][0].segment.pool is pools["far"]
     rig.lose("far", is_gone=False)
     rig.check_integrity()
+    own.tensors._moves.wait(own.tensors._tensors["away"])
+    rig.memory["far"][:] = 251
     rig.settle()
     for name in ("here", "away"):
         own.check(name)
