@@ -3,10 +3,10 @@
     python -m bench.planner [--queued N] [--batch N] [--repeat N]
 
 Giving slices is one plan for an idle device with room. An exchange is the worst plan there is: all 64 turns
-are used up and lose against the queue, so 64 contexts are mirrored, as many evicted, and 64 others start; under
-fcfs the 64 have ended by themselves, and others follow. Admission is what the engine does between the arrival
-of a `Submit` and the prompt's place in the fair queue; beside it stands the time that the built-in byte
-tokenizer takes for the same prompt. Times are CPU time of the thread.
+are used up and lose against the queue, so 64 contexts are mirrored, as many evicted, and 64 others start;
+under fcfs the 64 have ended by themselves, and others follow. Admission is what the engine does between the
+arrival of a `Submit` and the prompt's place in the fair queue; beside it stands the time that the built-in
+byte tokenizer takes for the same prompt. Times are CPU time of the thread.
 """
 
 import argparse
