@@ -46,7 +46,7 @@ class TenantEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     weight: Weight = 1.0
     nice: Nice = 0
     max_prompts: Limit | None = None  # accepted and not finished
-    max_tokens: Limit | None = None  # context lengths of those, summed, at their longest
+    max_tokens: Limit | None = None  # context lengths of those, summed, as for queue.max_tokens
     requests_per_minute: Limit | None = None
     tokens_per_minute: Limit | None = None  # of prompts and answers together
     operator: bool = False  # may read what concerns all tenants: /metrics

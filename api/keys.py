@@ -38,7 +38,7 @@ OPTIONS: dict[str, tuple[type, str]] = {
     "weight": (float, "share of GPU time relative to other tenants' (default: 1)"),
     "nice": (int, "-20 to 19, each step down a quarter more weight (default: 0)"),
     "max-prompts": (int, "prompts that may be open at once (default: no limit)"),
-    "max-tokens": (int, "context lengths of open prompts, summed, at their longest (default: no limit)"),
+    "max-tokens": (int, "context lengths of open prompts, summed (default: no limit)"),
     "requests-per-minute": (int, "requests accepted in a minute (default: no limit)"),
     "tokens-per-minute": (int, "tokens of prompts and answers in a minute (default: no limit)"),
 }

@@ -56,6 +56,7 @@ def build_sampling(
 
     return Sampling(
         max_tokens=max_tokens,
+        is_open_ended=wanted.max_tokens is None,
         seed=seed,
         min_tokens=min(body.min_tokens or 0, max_tokens),
         temperature=chosen(body.temperature, "temperature", 1.0),

@@ -9,6 +9,7 @@ from engine.token_bucket import TokenBucket
 
 NO_LIMITS = TenantLimits()
 NS_PER_S = 1_000_000_000
+UNSET_ANSWER_TOKENS = 1024  # an answer without a length of its own counts so much, until it is longer
 
 
 class Refusal(Exception):
@@ -23,7 +24,7 @@ class Refusal(Exception):
 
 @dataclass(slots=True)
 class Holding:
-    """What somebody has in the engine: prompts, and tokens of their contexts at their longest."""
+    """What somebody has in the engine: prompts, and the tokens that their contexts count."""
 
     num_prompts: int = 0
     num_tokens: int = 0
@@ -34,6 +35,15 @@ class Account(Holding):
     """A tenant's holding, and what it may still ask for in this minute: "requests", "tokens"."""
 
     buckets: dict[str, TokenBucket] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Held:
+    """An open prompt. `num_tokens` is what it counts, never less than its context has."""
+
+    tenant: str
+    num_tokens: int
+    context_tokens: int
 
 
 class Admission:
@@ -47,7 +57,7 @@ class Admission:
         self._clock_ns = clock_ns
         self._all = Holding()
         self._accounts: dict[str, Account] = {}
-        self._prompts: dict[str, tuple[str, int]] = {}  # prompt id -> tenant, tokens
+        self._prompts: dict[str, Held] = {}  # by prompt id
 
     @property
     def num_prompts(self) -> int:
@@ -78,19 +88,26 @@ class Admission:
             self._add(submit.tenant, spec)
 
     def generated(self, prompt_id: str, num_tokens: int) -> None:
-        """Tokens of an answer count as they come."""
-        account = self._accounts[self._prompts[prompt_id][0]]
+        """Tokens of an answer count as they come: against limits per minute, and in a context that outgrows
+        what it was counted for."""
+        held = self._prompts[prompt_id]
+        account = self._accounts[held.tenant]
         if account.buckets:
             self._charge(account, {"tokens": num_tokens})
+        held.context_tokens += num_tokens
+        excess = held.context_tokens - held.num_tokens
+        if excess > 0:
+            for counted in (self._all, account, held):
+                counted.num_tokens += excess
 
     def release(self, prompt_id: str) -> None:
         """The prompt has ended."""
-        tenant, num_tokens = self._prompts.pop(prompt_id)
-        account = self._accounts[tenant]
+        held = self._prompts.pop(prompt_id)
+        account = self._accounts[held.tenant]
         for holding in (self._all, account):
             holding.num_prompts -= 1
-            holding.num_tokens -= num_tokens
-        self._forget_unused(tenant)
+            holding.num_tokens -= held.num_tokens
+        self._forget_unused(held.tenant)
 
     def rates(self, tenant: str) -> dict[str, RateState]:
         """How the tenant's limits per minute stand."""
@@ -123,7 +140,7 @@ class Admission:
         if max_prompts is not None and account.num_prompts + len(specs) > max_prompts:
             message = f"{account.num_prompts} prompts are open, of {max_prompts} allowed"
             raise Refusal("rate_limit_exceeded", message, 1.0)
-        num_tokens = account.num_tokens + sum(map(_longest, specs))
+        num_tokens = account.num_tokens + sum(map(_counted, specs))
         if limits.max_tokens is not None and num_tokens > limits.max_tokens:
             message = (
                 f"with this request {num_tokens} tokens could be in use at once, of {limits.max_tokens} "
@@ -136,7 +153,7 @@ class Admission:
         if self._all.num_prompts + len(specs) > bounds.max_prompts:
             message = f"the queue is full: {self._all.num_prompts} prompts of {bounds.max_prompts}"
             raise Refusal("queue_full", message, 1.0)
-        num_tokens = self._all.num_tokens + sum(map(_longest, specs))
+        num_tokens = self._all.num_tokens + sum(map(_counted, specs))
         if num_tokens > bounds.max_tokens:
             message = f"the queue is full: {self._all.num_tokens} tokens of {bounds.max_tokens}"
             raise Refusal("queue_full", message, 1.0)
@@ -157,8 +174,8 @@ class Admission:
                 account.buckets[name].take(amount, now_ns)
 
     def _add(self, tenant: str, spec: PromptSpec) -> None:
-        num_tokens = _longest(spec)
-        self._prompts[spec.prompt_id] = (tenant, num_tokens)
+        num_tokens = _counted(spec)
+        self._prompts[spec.prompt_id] = Held(tenant, num_tokens, _context(spec))
         for holding in (self._all, self._accounts[tenant]):
             holding.num_prompts += 1
             holding.num_tokens += num_tokens
@@ -170,10 +187,23 @@ class Admission:
 
     def check_integrity(self) -> None:
         assert self._all.num_prompts == len(self._prompts)
-        assert self._all.num_tokens == sum(tokens for _, tokens in self._prompts.values())
+        assert self._all.num_tokens == sum(held.num_tokens for held in self._prompts.values())
+        assert all(held.context_tokens <= held.num_tokens for held in self._prompts.values())
         assert self._all.num_prompts == sum(each.num_prompts for each in self._accounts.values())
         assert all(each.num_prompts or each.buckets for each in self._accounts.values())
 
 
+def _context(spec: PromptSpec) -> int:
+    return len(spec.input_ids) + len(spec.output_ids)
+
+
 def _longest(spec: PromptSpec) -> int:
     return len(spec.input_ids) + spec.sampling.max_tokens
+
+
+def _counted(spec: PromptSpec) -> int:
+    """A context at its longest; where its answer has any length, an estimate: few fill the context."""
+    if not spec.sampling.is_open_ended:
+        return _longest(spec)
+    answer_tokens = min(spec.sampling.max_tokens, UNSET_ANSWER_TOKENS)
+    return max(_context(spec), len(spec.input_ids) + answer_tokens)

@@ -127,7 +127,7 @@ class QueueConfig(Table, frozen=True, kw_only=True):
 
     max_prompts: Positive = 4096  # accepted and not finished, of all tenants
     max_prompts_per_tenant: Positive | None = None
-    max_tokens: Positive = 16 * 2**20  # context lengths of those, summed, at their longest
+    max_tokens: Positive = 16 * 2**20  # context lengths of those, summed; unset max_tokens count 1,024
     reconnect_s: Seconds = 30.0  # an api process that stays away longer loses its prompts
 
 

@@ -59,6 +59,7 @@ class Sampling(Part, frozen=True, kw_only=True):
     """
 
     max_tokens: int
+    is_open_ended: bool = False  # the client set no max_tokens: it is all that the context has left
     seed: int = 0  # 0 <= seed < 2**63
     min_tokens: int = 0  # stop tokens are not sampled before this many
     temperature: float = 1.0
@@ -126,7 +127,7 @@ class TenantLimits(Part, frozen=True, kw_only=True):
     they hold over all api processes; the latest request's limits are in force."""
 
     max_prompts: int | None = None  # accepted and not finished
-    max_tokens: int | None = None  # context lengths of those, summed, at their longest
+    max_tokens: int | None = None  # context lengths of those, summed, as `engine.admission` counts them
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None  # of prompts and answers together
 

@@ -1,12 +1,16 @@
 """Who is let in: the queue's bounds, and each tenant's limits."""
 
+from typing import Any
+
 import pytest
 
 from engine.admission import Admission, Refusal
 from engine.config import QueueConfig
 from engine.messages import PromptSpec, Sampling, Submit, TenantLimits
 
-MAX_MODEL_LEN = 1000
+MAX_MODEL_LEN = 131_072
+TEN_TOKENS = Sampling(max_tokens=10)
+ANY_LENGTH = Sampling(max_tokens=100_000, is_open_ended=True)
 
 
 class Door:
@@ -18,12 +22,15 @@ class Door:
         self._next = 0
 
     def ask(self, tenant: str = "a", *, ids: int = 10, prompts: int = 1, resubmitted: bool = False,
-            **limits: int) -> list[str]:  # fmt: skip
+            sampling: Sampling = TEN_TOKENS, outputs: int = 0, **limits: int) -> list[str]:  # fmt: skip
         """Ids of the prompts that were let in. Raises Refusal, after which nothing may be kept."""
         self._next += 1
         specs = [
             PromptSpec(
-                prompt_id=f"{self._next}-{index}", input_ids=[1] * ids, sampling=Sampling(max_tokens=10)
+                prompt_id=f"{self._next}-{index}",
+                input_ids=[1] * ids,
+                sampling=sampling,
+                output_ids=[1] * outputs,
             )
             for index in range(prompts)
         ]
@@ -45,7 +52,7 @@ class Door:
             self.admission.check_integrity()
         return [spec.prompt_id for spec in specs]
 
-    def refused(self, tenant: str = "a", **wish: int) -> Refusal:
+    def refused(self, tenant: str = "a", **wish: Any) -> Refusal:
         with pytest.raises(Refusal) as caught:
             self.ask(tenant, **wish)
         return caught.value
@@ -59,6 +66,32 @@ def test_bounds_of_the_queue() -> None:
     door.admission.release(first)
     door.ask("b", ids=60)
     door.ask(prompts=9, resubmitted=True)
+
+
+def test_answers_of_any_length_count_by_an_estimate_until_they_are_longer() -> None:
+    door = Door()
+    for _ in range(4096):
+        door.ask(ids=3072, sampling=ANY_LENGTH)
+    assert "4096 prompts" in door.refused(sampling=ANY_LENGTH).message
+
+    door = Door(max_tokens=3000)
+    (held,) = door.ask(ids=100, sampling=ANY_LENGTH)
+    door.admission.generated(held, 1024)
+    door.ask(ids=100, sampling=ANY_LENGTH, max_tokens=2248)
+    door.admission.generated(held, 500)
+    door.admission.check_integrity()
+    assert "2768 tokens" in door.refused(max_tokens=2767, ids=10).message
+    assert "2748 tokens of 3000" in door.refused(ids=300).message
+    door.admission.release(held)
+    door.ask(ids=300)
+
+
+def test_an_explicit_length_counts_in_full_and_an_estimate_no_more_than_the_context_holds() -> None:
+    assert Door(max_tokens=100_009).refused(sampling=Sampling(max_tokens=100_000)).code == "queue_full"
+    Door(max_tokens=60).ask(ids=50, sampling=Sampling(max_tokens=10, is_open_ended=True))
+    door = Door(max_tokens=3000)
+    door.ask(ids=100, outputs=2500, sampling=ANY_LENGTH, resubmitted=True)
+    assert "2600 tokens of 3000" in door.refused(ids=391).message
 
 
 def test_a_tenant_has_its_own_bound_on_open_prompts() -> None:
