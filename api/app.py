@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -21,6 +22,7 @@ from api.routes.models import list_models, show_model
 from api.routes.responses import responses
 from api.routes.tokens import detokenize, tokenize
 from api.services import Services, services_of
+from engine.config import ServerConfig
 
 ROUTES = [
     Route("/v1/models", list_models, methods=["GET"]),
@@ -58,7 +60,7 @@ def make_app(services: Services) -> Starlette:
     app = Starlette(
         routes=[*ROUTES, *PAGE_ROUTES],
         lifespan=lifespan,
-        middleware=[Middleware(ConnectionMiddleware)],
+        middleware=[*_cors(services.config.server), Middleware(ConnectionMiddleware)],
         exception_handlers={
             ApiError: _on_error,
             HTTPException: _on_error,
@@ -68,6 +70,21 @@ def make_app(services: Services) -> Starlette:
     app.router.redirect_slashes = False
     app.state.services = services
     return app
+
+
+def _cors(server: ServerConfig) -> list[Middleware]:
+    """Lets scripts of other web pages in. A key is a header that a script sets, so cookies are not needed."""
+    if not server.allowed_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=server.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
+    ]
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -18,6 +18,7 @@ Positive = Annotated[int, Meta(ge=1)]
 Milliseconds = Annotated[float, Meta(gt=0, le=3_600_000)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 DeviceName = Annotated[str, Meta(pattern=r"^(cpu|cuda)(:\d+)?$")]
+Origin = Annotated[str, Meta(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\sA-Z]+)$")]  # as browsers send it, or all
 LinkEnd = Annotated[str, Meta(pattern=r"^((cpu|cuda)(:\d+)?|host)$")]
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -143,6 +144,7 @@ class ServerConfig(Table, frozen=True, kw_only=True):
     drain_s: Seconds = 30.0  # running streams may finish for this long after SIGTERM
     log_format: Literal["text", "json"] = "text"
     keys: str | None = None  # file of API keys; None: everybody is one tenant, without a key
+    allowed_origins: tuple[Origin, ...] = ()  # web pages whose scripts may ask us (CORS)
     open: bool = False  # needed to serve without keys on an address that other machines reach
 
 
