@@ -225,7 +225,7 @@ class Engine:
         if host is None:
             raise Refusal("model_not_found", f"the model {submit.model!r} is not served here")
         if not host.is_ready:
-            raise Refusal("model_not_ready", f"{submit.model} is not ready: {host.progress}", 5.0)
+            raise Refusal("model_loading", f"{submit.model} is not ready: {host.progress}", 5.0)
         if self._draining and not submit.resubmitted:
             raise Refusal("shutting_down", "the server is shutting down", 5.0)
         return host

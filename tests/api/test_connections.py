@@ -125,6 +125,7 @@ def test_a_model_that_is_loading_is_503_and_ready_says_so() -> None:
         async with running_api(cards=[], loading={"fake": "reading weights"}) as api:
             answer = await api.complete()
             assert answer.status == 503
+            assert answer.json["error"]["code"] == "model_loading"
             assert "reading weights" in answer.json["error"]["message"]
             ready = await api.get("/ready")
             assert ready.status == 503

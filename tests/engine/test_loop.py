@@ -8,7 +8,9 @@ import pytest
 from engine.config import parse_config
 from engine.lenders import Lenders
 from engine.loop import Engine
+from engine.messages import Hello, PromptSpec, Rejected, Sampling, Submit, ToApi, Welcome
 from engine.model_host import ModelHost
+from engine.wire import MessageStream
 
 
 def make_engine(folder: Path) -> Engine:
@@ -64,3 +66,27 @@ def test_a_turn_that_has_cause_for_another_lets_messages_in_between(
 
     (outcome,) = asyncio.run(run_for_a_while())
     assert isinstance(outcome, asyncio.CancelledError)
+
+
+def test_a_request_for_a_model_that_loads_is_refused_as_the_api_refuses_it(tmp_path: Path) -> None:
+    async def ask() -> Rejected:
+        running = asyncio.create_task(make_engine(tmp_path).run())
+        answers: asyncio.Queue[ToApi] = asyncio.Queue()
+        stream: MessageStream[ToApi] = MessageStream(ToApi, answers.put_nowait, lambda error: None)
+        while not (tmp_path / "engine.sock").exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        await asyncio.get_running_loop().create_unix_connection(lambda: stream, str(tmp_path / "engine.sock"))
+        stream.send(Hello(api_id="a"))
+        spec = PromptSpec(prompt_id="p", input_ids=[1], sampling=Sampling(max_tokens=1))
+        stream.send(Submit(request_id="r", model="gemma-3-270m", prompts=[spec]))
+        while not isinstance(answer := await answers.get(), Rejected):
+            assert isinstance(answer, Welcome)
+        stream.close()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return answer
+
+    refusal = asyncio.run(asyncio.wait_for(ask(), 30))
+    assert refusal.code == "model_loading"
+    assert "starting" in refusal.message
+    assert refusal.retry_after_s is not None
