@@ -53,6 +53,7 @@ CARD = ModelCard(
     max_model_len=1_000_000,
     bos_token_id=256,
     eos_token_ids=(257,),
+    loaded_s=0,
 )
 LETTERS = b"abcdefghijklmnopqrstuvwxyz"
 WINDOW = 4096  # steps whose sending times are remembered

@@ -95,6 +95,7 @@ class ModelCard(Part, frozen=True, kw_only=True):
     max_model_len: int
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    loaded_s: int  # Unix time
     sampling_defaults: dict[str, float] = {}  # temperature, top_p, top_k, ... of generation_config
     dtype: str = "float32"
     is_chat: bool = False  # the tokenizer has a chat template

@@ -10,11 +10,11 @@ from engine.messages import ModelCard
 
 
 def describe(card: ModelCard) -> dict[str, object]:
-    """A model in OpenAI's form, with vLLM's `max_model_len`."""
+    """A model in OpenAI's form, with vLLM's `max_model_len`. `created` is when it was loaded."""
     return {
         "id": card.name,
         "object": "model",
-        "created": 0,
+        "created": card.loaded_s,
         "owned_by": "fairslice",
         "max_model_len": card.max_model_len,
     }

@@ -1,5 +1,6 @@
 """From what the configuration names to a model on its device."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,7 @@ def make_card(
         max_model_len=max_model_len,
         bos_token_id=bos[0] if bos else None,
         eos_token_ids=eos,
+        loaded_s=int(time.time()),
         sampling_defaults={
             key: float(generation[key]) for key in SAMPLING_KEYS if generation.get(key) is not None
         },

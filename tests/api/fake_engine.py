@@ -44,6 +44,7 @@ CARD = ModelCard(
     max_model_len=1000,
     bos_token_id=256,
     eos_token_ids=(EOS,),
+    loaded_s=1_700_000_000,
 )
 
 Script = Callable[[PromptSpec], list[int]]

@@ -9,7 +9,7 @@ from openai import AsyncOpenAI
 
 from engine.byte_tokenizer import BOS_ID
 from engine.messages import Rejected
-from tests.api.fake_engine import EOS, say
+from tests.api.fake_engine import CARD, EOS, say
 from tests.api.harness import Api, run, running_api, until
 
 MESSAGES = [{"role": "user", "content": "Say it"}]
@@ -31,7 +31,9 @@ def with_client(test: Callable[[Api, AsyncOpenAI], Awaitable[None]], **engine: o
 
 def test_models() -> None:
     async def test(api: Api, client: AsyncOpenAI) -> None:
-        assert [model.id async for model in client.models.list()] == ["fake"]
+        assert [(model.id, model.created) async for model in client.models.list()] == [
+            ("fake", CARD.loaded_s)
+        ]
         assert (await client.models.retrieve("fake")).id == "fake"
 
     with_client(test)

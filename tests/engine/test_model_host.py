@@ -24,6 +24,7 @@ CARD = ModelCard(
     max_model_len=256,
     bos_token_id=None,
     eos_token_ids=(),
+    loaded_s=0,
 )
 
 

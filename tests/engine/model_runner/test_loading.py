@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +46,9 @@ def test_folder_gives_the_same_logits_as_transformers(folder: Path) -> None:
 def test_card_of_a_folder(folder: Path) -> None:
     edit(folder / "generation_config.json", eos_token_id=[9, 8], temperature=0.6, top_k=40, top_p=None)
     (folder / "chat_template.jinja").write_text("{{ messages }}")
+    before_s = int(time.time())
     card = load(folder, served_name="small").card
+    assert before_s <= card.loaded_s <= time.time()
     assert (card.name, card.architecture, card.source) == ("small", "LlamaForCausalLM", str(folder))
     assert card.tokenizer == str(folder)
     assert (card.vocab_size, card.max_model_len, card.dtype) == (300, 128, "float32")

@@ -19,6 +19,7 @@ CARD = ModelCard(
     max_model_len=100,
     bos_token_id=None,
     eos_token_ids=(256,),
+    loaded_s=0,
 )
 
 

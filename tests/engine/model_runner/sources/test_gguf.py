@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from gguf import GGUFWriter
@@ -75,7 +76,7 @@ def test_gguf_is_converted_once_and_gives_the_weights_of_the_file(tmp_path: Path
     stages.clear()
     again = load(tmp_path / "small.gguf", tmp_path / "cache", **options)
     assert stages == ["loading weights"]
-    assert again.card == loaded.card
+    assert msgspec.structs.replace(again.card, loaded_s=loaded.card.loaded_s) == loaded.card
 
 
 def test_gguf_that_was_changed_is_converted_again(tmp_path: Path) -> None:
