@@ -123,6 +123,7 @@ CHAT_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"top_logprobs": 3}, "top_logprobs"),
     ({"max_tokens": 3, "max_completion_tokens": 3}, "max_tokens"),
     ({"audio": {}}, "audio"),
+    ({"reasoning_effort": "low"}, "reasoning_effort"),
     ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
     ({"chat_template_kwargs": {"eos_token": ""}}, "chat_template_kwargs.eos_token"),
 ]

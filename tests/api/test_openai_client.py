@@ -54,6 +54,15 @@ def test_chat() -> None:
     with_client(test)
 
 
+def test_thoughts_are_content() -> None:
+    async def test(api: Api, client: AsyncOpenAI) -> None:
+        answer = await client.chat.completions.create(model="fake", messages=MESSAGES)  # type: ignore[arg-type]
+        assert answer.choices[0].message.content == "<think>hm</think>yes"
+        assert not hasattr(answer.choices[0].message, "reasoning_content")
+
+    with_client(test, script=say("<think>hm</think>yes"))
+
+
 def test_chat_stream_with_usage() -> None:
     async def test(api: Api, client: AsyncOpenAI) -> None:
         stream = await client.chat.completions.create(
