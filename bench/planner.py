@@ -23,12 +23,12 @@ from engine.admission import Admission
 from engine.byte_tokenizer import ByteTokenizer
 from engine.config import QueueConfig
 from engine.fairness import make_policy
-from engine.loop import GC_THRESHOLDS
 from engine.memory.page import LayerGroup, PageLayout
 from engine.memory.pool import PagePool
 from engine.memory.store import ContextStore
 from engine.messages import CostModel, PromptSpec, Report, Sampling, Step, Submit
 from engine.planner import PlannerSettings
+from engine.process import GC_THRESHOLDS
 from engine.scheduler import Scheduler
 
 STEP_NS = 10_000_000

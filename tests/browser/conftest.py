@@ -16,7 +16,7 @@ def chromium() -> str:
     return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def scene(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """A real server without keys."""
     with serving(tmp_path_factory.mktemp("scene"), with_keys=False) as served:
