@@ -105,7 +105,9 @@ class PoolSizes:
 
     def _is_as_wanted(self, region: Region) -> bool:
         lender = self._lender(region)
-        return region.name not in self._changes and lender.num_present == lender.wanted_segments
+        has_begun = region.name in self._changes
+        is_due = bool(_units_within(region, lender.withdrawn) - region.holes)  # at the next tick
+        return lender.num_present == lender.wanted_segments and not has_begun and not is_due
 
     def _regions_of(self, device: str) -> list[Region]:
         return [region for region in self._lenders.regions.values() if region.device == device]
