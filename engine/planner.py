@@ -20,6 +20,7 @@ from engine.turns import Turns
 from engine.waiting import Waiting
 
 MAX_PASSED_OVER = 4  # prompts in fair order that may find no room before the search for smaller ones ends
+MAX_DEFERRED = 64  # prompts that may wait for what others compute before a plan looks no further
 MIRROR_PAGES = 4  # pages per group that a running context copies out in one move, at least
 
 
@@ -106,6 +107,8 @@ class Planner:
         while devices and (prompt := self.waiting.next(now_ns)) is not None:
             if prompt.context.node is None and self.prefixes.is_worth_waiting(prompt, devices):
                 deferred.append(prompt)
+                if len(deferred) == MAX_DEFERRED:
+                    break
                 continue
             if self._run(prompt, devices, now_ns):
                 continue

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from engine.messages import FinishReason, Sampling
+from engine.planner import MAX_DEFERRED
 from tests.engine.fake_runner import FULL, WINDOWED, generate
 from tests.engine.rig import Rig
 
@@ -158,6 +159,19 @@ def test_newcomers_wait_for_a_prefix_that_is_being_computed():
     rig.run()
     assert rig.scheduler.counters.computed_tokens < 240 + 5 * (16 + 8)
     assert [rig.cached_tokens[f"p{number}"] for number in range(5)] == [0, 240, 240, 240, 240]
+
+
+def test_a_plan_does_not_look_at_all_who_wait_for_the_same_prefix():
+    rig = Rig(FULL, local=(400,), max_batch=8, max_model_len=400, first_slices=1000)
+    shared = list(range(300))
+    wanted = {f"p{number}": ([*shared, number], 4) for number in range(3 * MAX_DEFERRED)}
+    deferred = []
+    for prompt_id, (ids, max_tokens) in wanted.items():
+        rig.submit(prompt_id, ids, max_tokens)
+        deferred.append(rig.scheduler.planner.num_deferred)
+    assert max(deferred) == MAX_DEFERRED
+    rig.run()
+    check_outputs(rig, wanted)
 
 
 def test_a_cached_prefix_sleeps_in_the_host_tier():

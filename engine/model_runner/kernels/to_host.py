@@ -20,7 +20,8 @@ def _store_kernel(host_ptr, device_ptr, count, BLOCK: tl.constexpr):
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in pinned host memory, complete when the current stream has come this far.
+    """A copy in pinned host memory, complete when the current stream has come this far, and to be kept until
+    then: torch does not know that the kernel writes there, and would give the memory to another.
 
     A tensor that is not on a GPU is copied at once.
     """
