@@ -11,7 +11,7 @@ from api.auth import make_auth
 from api.logs import set_up_logging
 from api.server import PortError, listen
 from api.workers import Workers
-from engine.config import ConfigError, load_config
+from engine.config import ConfigError, config_parser, load_config
 
 EPILOG = """examples:
   python -m api --config /etc/fairslice/fairslice.toml
@@ -23,18 +23,9 @@ is taken (one line on standard error says what)."""
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="The HTTP side, for the engine of the same configuration. Each may be started first.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=EPILOG,
+    return config_parser(
+        prog, "The HTTP side, for the engine of the same configuration. Each may be started first.", EPILOG
     )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help="configuration (default: what FAIRSLICE_CONFIG names, else fairslice.toml, if there)",
-    )
-    return parser
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m api") -> int:

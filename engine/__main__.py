@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from engine.config import ConfigError, load_config
+from engine.config import ConfigError, config_parser, load_config
 from engine.supervisor import supervise
 
 EPILOG = """examples:
@@ -16,18 +16,9 @@ error says why), 1 if the engine failed several times in a row soon after its st
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="The engine and its runners, started again when they die. The api is needed beside it.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=EPILOG,
+    return config_parser(
+        prog, "The engine and its runners, started again when they die. The api is needed beside it.", EPILOG
     )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help="configuration (default: what FAIRSLICE_CONFIG names, else fairslice.toml, if there)",
-    )
-    return parser
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m engine") -> int:

@@ -4,6 +4,7 @@ Found in this order: `--config`, the environment's FAIRSLICE_CONFIG, `fairslice.
 directory, else the defaults below: the embedded model on one CPU device.
 """
 
+import argparse
 import os
 import re
 import tempfile
@@ -224,6 +225,22 @@ class Config(Table, frozen=True, kw_only=True):
             return self.engine.socket
         runtime = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
         return str(Path(runtime) / f"fairslice-{os.getuid()}" / f"engine-{self.server.port}.sock")
+
+
+def config_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """A command line with `--config`, whose value is for `load_config`."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=epilog,
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="configuration (default: what FAIRSLICE_CONFIG names, else fairslice.toml, if there)",
+    )
+    return parser
 
 
 def load_config(path: str | None = None) -> Config:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pynvml
 
-from engine.config import ConfigError, load_config
+from engine.config import ConfigError, config_parser, load_config
 from engine.messages import GetStats, Stats
 from engine.questions import NoAnswer, Questions
 
@@ -17,18 +17,9 @@ exit status: 0, also where no engine runs; 2 with one line for a configuration t
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Print pools, leases and links as measured: of the running engine, and of the machine.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=EPILOG,
+    return config_parser(
+        prog, "Print pools, leases and links as measured: of the running engine, and of the machine.", EPILOG
     )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help="configuration of the engine to ask (default: as for serving)",
-    )
-    return parser
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m engine.memory_report") -> int:

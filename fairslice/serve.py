@@ -14,7 +14,7 @@ import sys
 from contextlib import suppress
 from functools import partial
 
-from engine.config import ConfigError, load_config
+from engine.config import ConfigError, config_parser, load_config
 
 API_GRACE_S = 15.0  # beyond `server.drain_s`, within which the api ends by itself
 ENGINE_GRACE_S = 10.0  # after which it is told again: it need not wait for prompts whose api has ended
@@ -37,18 +37,9 @@ logger = logging.getLogger("fairslice")
 
 
 def make_parser(prog: str = "fairslice serve") -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Serve: the engine, its runners and the HTTP side, until told to stop.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=EPILOG,
+    return config_parser(
+        prog, "Serve: the engine, its runners and the HTTP side, until told to stop.", EPILOG
     )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help="configuration (default: what FAIRSLICE_CONFIG names, else fairslice.toml, if there)",
-    )
-    return parser
 
 
 def main(arguments: list[str] | None = None, prog: str = "fairslice serve") -> int:
