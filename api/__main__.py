@@ -12,6 +12,7 @@ from api.logs import set_up_logging
 from api.server import PortError, listen
 from api.workers import Workers
 from engine.config import ConfigError, config_parser, load_config
+from engine.socket_folder import ensure_socket_folder
 
 EPILOG = """examples:
   python -m api --config /etc/fairslice/fairslice.toml
@@ -33,6 +34,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m api") -> int
     options = make_parser(prog).parse_args(arguments)
     try:
         config = load_config(options.config)
+        ensure_socket_folder(config)
         make_auth(config.server)  # only to see that the workers will be able to
         sockets = listen(config.server.host, config.server.port, config.server.workers)
     except (ConfigError, PortError) as error:

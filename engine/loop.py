@@ -45,6 +45,7 @@ from engine.messages import (
 from engine.model_host import CannotServe, ModelHost
 from engine.pool_sizes import PoolSizes, ResizeError
 from engine.process import prepare_process
+from engine.socket_folder import ensure_socket_folder
 from engine.stats import collect_samples, collect_status
 from engine.watch import Watch, free_memory_of
 
@@ -311,7 +312,9 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(name)s: %(message)s")
     path = sys.argv[2] if sys.argv[1:2] == ["--config"] else None
     try:
-        uvloop.run(Engine(load_config(path)).run())
+        config = load_config(path)
+        ensure_socket_folder(config)
+        uvloop.run(Engine(config).run())
     except (ConfigError, CannotServe, SocketTaken) as error:
         print(f"fairslice: {error}", file=sys.stderr)
         return 2

@@ -9,6 +9,7 @@ import pynvml
 from engine.config import ConfigError, config_parser, load_config
 from engine.messages import GetStats, Stats
 from engine.questions import NoAnswer, Questions
+from engine.socket_folder import ensure_socket_folder
 
 EPILOG = """examples:
   python -m engine.memory_report --config /etc/fairslice/fairslice.toml
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m engine.memor
     options = make_parser(prog).parse_args(arguments)
     try:
         config = load_config(options.config)
+        ensure_socket_folder(config)
     except ConfigError as error:
         print(f"fairslice: {error}", file=sys.stderr)
         return 2

@@ -14,6 +14,7 @@ import time
 from engine.config import ByteSize, ConfigError, load_config
 from engine.messages import GetStats, Resize, Resizing, Stats
 from engine.questions import NoAnswer, Questions
+from engine.socket_folder import ensure_socket_folder
 
 POLL_S = 0.2
 TIMEOUT_S = 600.0
@@ -30,6 +31,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         num_bytes, config = int(ByteSize.parse(options.size)), load_config(options.config)
+        ensure_socket_folder(config)
     except (ValueError, ConfigError) as error:
         print(f"fairslice: {error}", file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from api.banner import banner
 from tests.api.fake_engine import CARD, FakeEngine
@@ -133,6 +134,25 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
             assert out == b""
             line = f"fairslice api: cannot listen on 127.0.0.1:{port}: Address already in use\n"
             assert err.decode() == line
+
+    run(test())
+
+
+def test_a_socket_folder_that_may_be_anothers_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+        folder = tmp_path / f"fairslice-{os.getuid()}"
+        folder.symlink_to(tmp_path)
+        config = tmp_path / "fairslice.toml"
+        config.write_text("[server]\nport = 0\n")
+        process = await start(config)
+        out, err = await process.communicate()
+        assert process.returncode == 2
+        assert out == b""
+        problem = f"cannot use the default folder {folder}: it is a symbolic link"
+        assert err.decode() == f"fairslice api: engine.socket: {problem}\n"
 
     run(test())
 
