@@ -48,8 +48,8 @@ class Prefixes(RuleBasedStateMachine):
         if gone:
             leaf = gone[which % len(gone)]
             self.leaves.remove(leaf)
-            node = leaf[2]
-            while node.parent is not None and not node.num_children:
+            node, kept = leaf[2], [other[2] for other in self.leaves]
+            while node.parent is not None and not node.num_children and node not in kept:
                 parent = node.parent
                 self.tree.detach(node)
                 node = parent
