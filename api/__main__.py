@@ -10,7 +10,7 @@ import sys
 from api.auth import make_auth
 from api.logs import set_up_logging
 from api.server import PortError, listen
-from api.workers import Workers
+from api.workers import Workers, worker_command
 from engine.config import ConfigError, config_parser, load_config
 from engine.socket_folder import ensure_socket_folder
 
@@ -20,7 +20,8 @@ EPILOG = """examples:
 signals: SIGTERM or SIGINT stops: no new work, and running requests may finish for server.drain_s.
 
 exit status: 0 after an orderly end, 2 when there is something to correct before a start, such as a port that
-is taken (one line on standard error says what)."""
+is taken (one line on standard error says what), 1 if a worker failed several times in a row soon after its
+start."""
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
@@ -30,7 +31,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m api") -> int:
-    """Exit code: 0 after an orderly end, 2 when there is something to correct before a start."""
+    """Returns the exit status, which the epilog describes."""
     options = make_parser(prog).parse_args(arguments)
     try:
         config = load_config(options.config)
@@ -41,7 +42,13 @@ def main(arguments: list[str] | None = None, prog: str = "python -m api") -> int
         print(f"fairslice api: {error}", file=sys.stderr)
         return 2
     set_up_logging(config.server.log_format)
-    return asyncio.run(Workers(config, options.config, sockets).run())
+    workers = Workers(
+        worker_command(options.config),
+        sockets,
+        restart_s=config.engine.restart_s,
+        drain_s=config.server.drain_s,
+    )
+    return asyncio.run(workers.run())
 
 
 if __name__ == "__main__":

@@ -9,31 +9,11 @@ import signal
 import sys
 from contextlib import suppress
 
+from engine.restarts import MAX_QUICK_ENDS, Restarts
+
 CANNOT_SERVE = 2  # exit status of an engine that would fail the same way again
 FAILED = 1  # ours, when we give up
-MAX_QUICK_ENDS = 5  # in a row, before we do
-QUICK_S = 10.0
-MAX_PAUSE_S = 30.0
 KILL_AFTER_S = 5.0  # beyond `drain_s`, within which the engine ends by itself
-
-
-class Restarts:
-    """How long to wait before the next start; when to give up."""
-
-    def __init__(self, restart_s: float) -> None:
-        self._restart_s = restart_s
-        self._num_quick = 0
-
-    def next_pause_s(self, lasted_s: float) -> float | None:
-        """After an engine that ended by itself after `lasted_s`: twice as long with each in a row that ended
-        quickly. None: that was one too many."""
-        if lasted_s >= QUICK_S:
-            self._num_quick = 0
-            return self._restart_s
-        self._num_quick += 1
-        if self._num_quick == MAX_QUICK_ENDS:
-            return None
-        return min(self._restart_s * float(2 ** (self._num_quick - 1)), max(MAX_PAUSE_S, self._restart_s))
 
 
 class Supervisor:

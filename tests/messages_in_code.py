@@ -51,7 +51,7 @@ def _said_by(call: ast.Call) -> Iterator[str]:
         case ast.Name(id=name) if name in ERRORS and call.args:
             yield _template(call.args[0])
         case ast.Attribute(value=ast.Name(id="log" | "logger"), attr=method) if method in LOG_METHODS:
-            yield re.sub(r"%\.?\d*[sdf]", GAP, _template(call.args[0]))
+            yield re.sub(r"%\.?\d*[sdfg]", GAP, _template(call.args[0]))
         case ast.Name(id="print") if any(keyword.arg == "file" for keyword in call.keywords):
             yield _template(call.args[0])
 

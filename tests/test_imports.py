@@ -1,6 +1,6 @@
 """Imports go one way, as the layout in docs/architecture.md says; and the engine starts without torch.
 
-api       ->  engine: messages, config, wire, byte_tokenizer, socket_folder
+api       ->  engine: messages, config, wire, byte_tokenizer, socket_folder, restarts
 engine    ->  engine.fairness, engine.memory; never engine.model_runner (another process)
 runner    ->  engine.model_runner, and of the rest: messages, wire, byte_tokenizer, memory.page and what
               moves and maps pages
@@ -33,7 +33,7 @@ RUNNER_MEMORY = (  # they move pages, make pools on a device, hold tensors
     "engine.memory.elastic",
 )
 API_MAY = tuple(
-    f"engine.{name}" for name in ("messages", "config", "wire", "byte_tokenizer", "socket_folder")
+    f"engine.{name}" for name in ("messages", "config", "wire", "byte_tokenizer", "socket_folder", "restarts")
 )
 SIMULATOR_MAY = (  # of loadgen: nothing that sends
     *("loadgen.arrivals", "loadgen.plan", "loadgen.report", "loadgen.results", "loadgen.spec"),

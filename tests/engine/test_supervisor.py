@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.supervisor import MAX_PAUSE_S, MAX_QUICK_ENDS, QUICK_S, Restarts
+from engine.restarts import MAX_QUICK_ENDS
 
 SUPERVISE = """
 import asyncio, sys
@@ -49,23 +49,6 @@ def has_ended(pid: int) -> bool:
     except ProcessLookupError:
         return True
     return False
-
-
-def test_pauses_grow_while_the_engine_ends_quickly() -> None:
-    restarts = Restarts(1.0)
-    assert [restarts.next_pause_s(0.1) for _ in range(MAX_QUICK_ENDS - 1)] == [1.0, 2.0, 4.0, 8.0]
-    assert restarts.next_pause_s(0.1) is None
-
-
-def test_a_start_that_lasted_is_forgiven_what_came_before() -> None:
-    restarts = Restarts(10.0)
-    assert [restarts.next_pause_s(0.1) for _ in range(3)] == [10.0, 20.0, MAX_PAUSE_S]
-    assert restarts.next_pause_s(QUICK_S) == 10.0
-    assert restarts.next_pause_s(0.1) == 10.0
-
-
-def test_a_pause_is_never_shorter_than_configured() -> None:
-    assert Restarts(100.0).next_pause_s(0.1) == 100.0
 
 
 def test_an_engine_that_fails_at_every_start_is_given_up(tmp_path: Path) -> None:
