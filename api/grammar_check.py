@@ -8,17 +8,20 @@ from contextlib import suppress
 
 import msgspec
 
+from api.errors import unavailable
 from engine.messages import Grammar
 
 MAX_PROCESSES = 2
-CHECK_S = 2.0
+CHECK_CPU_S = 2.0  # of the checker's own time: neither its start nor a busy machine counts against a grammar
+WAIT_S = 60.0  # for a checker that has not had so much CPU time by then
 MAX_REMEMBERED = 256
 
 TOO_COSTLY = "it takes too much time or memory"
 
 
 class GrammarChecks:
-    """Starts a checker when it is needed, keeps it for the next grammar, and ends it if it takes too long.
+    """Starts a checker when it is needed and keeps it for the next grammar; one to which a grammar costs too
+    much ends itself.
     Remembers the grammars that were found good: programs use the same few again and again."""
 
     def __init__(self) -> None:
@@ -27,7 +30,8 @@ class GrammarChecks:
         self._good: OrderedDict[Grammar, None] = OrderedDict()
 
     async def problem_with(self, grammar: Grammar) -> str:
-        """What is wrong with the grammar; nothing if it can be used."""
+        """What is wrong with the grammar; nothing if it can be used. Raises ApiError (503) if that cannot be
+        found out in time."""
         if grammar in self._good:
             self._good.move_to_end(grammar)
             return ""
@@ -50,25 +54,24 @@ class GrammarChecks:
             assert process.stdin is not None
             assert process.stdout is not None
             process.stdin.write(msgspec.json.encode(grammar) + b"\n")
-            async with asyncio.timeout(CHECK_S):
+            async with asyncio.timeout(WAIT_S):
                 answer = await process.stdout.readline()
-            problem = msgspec.json.decode(answer, type=str) if answer else TOO_COSTLY
         except TimeoutError:
             await _end(process)
-            return TOO_COSTLY
+            raise unavailable("The grammar could not be checked in time", "overloaded") from None
         except BaseException:
             await _end(process)
             raise
-        if answer:
-            self._idle.append(process)
-        else:
+        if not answer:
             await _end(process)
-        return problem
+            return TOO_COSTLY
+        self._idle.append(process)
+        return msgspec.json.decode(answer, type=str)
 
 
 async def _start() -> Process:
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "api.grammar_checker", stdin=PIPE, stdout=PIPE
+        *(sys.executable, "-m", "api.grammar_checker", f"--cpu-s={CHECK_CPU_S}"), stdin=PIPE, stdout=PIPE
     )
 
 

@@ -1,12 +1,19 @@
 """The process in which clients' grammars are looked at first: one that costs too much, or that the library
 does not survive, ends this process and no other.
 
-Reads grammars from standard input and writes what is wrong with each, one JSON value a line.
+    python -m api.grammar_checker --cpu-s=SECONDS
+
+Reads grammars from standard input and writes what is wrong with each, one JSON value a line. A grammar that
+costs more CPU time than that ends it.
 """
 
+import argparse
 import resource
+import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 from llguidance import LLMatcher, LLTokenizer
@@ -45,18 +52,35 @@ def _first_problem(compiled: str) -> str:
     return NOTHING_FITS if matcher.is_error() else ""
 
 
-def _serve() -> None:
+def _serve(cpu_s: float) -> None:
     decoder = msgspec.json.Decoder(Grammar)
     for line in sys.stdin.buffer:
-        sys.stdout.buffer.write(msgspec.json.encode(problem_with(decoder.decode(line))) + b"\n")
+        with _ended_after(cpu_s):
+            problem = problem_with(decoder.decode(line))
+        sys.stdout.buffer.write(msgspec.json.encode(problem) + b"\n")
         sys.stdout.buffer.flush()
 
 
+@contextmanager
+def _ended_after(cpu_s: float) -> Iterator[None]:
+    """Have the kernel end the process once the block has used so much CPU time: SIGPROF comes whatever the
+    library is doing, and kills."""
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m api.grammar_checker")
+    parser.add_argument("--cpu-s", type=float, required=True)
+    cpu_s: float = parser.parse_args().cpu_s
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     threading.stack_size(STACK_BYTES)
-    server = threading.Thread(target=_serve)
+    server = threading.Thread(target=_serve, args=(cpu_s,))
     server.start()
     server.join()
 

@@ -28,15 +28,31 @@ def test_what_kills_the_checker_is_a_bad_request_and_the_next_is_served() -> Non
     run(test())
 
 
-def test_what_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_check_counts_not_the_start_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A twentieth of a second is more than a simple grammar costs, and less than to load the library."""
+
     async def test() -> None:
+        monkeypatch.setattr(grammar_check, "CHECK_CPU_S", 0.05)
         checks = GrammarChecks()
-        grammar = Grammar(kind=GrammarKind.REGEX, source="a")
-        monkeypatch.setattr(grammar_check, "CHECK_S", 0.0)
-        assert await checks.problem_with(grammar) == TOO_COSTLY
-        monkeypatch.setattr(grammar_check, "CHECK_S", 20.0)
-        assert await checks.problem_with(grammar) == ""
+        simple = [Grammar(kind=GrammarKind.REGEX, source=source) for source in ("a", "[0-9]+")]
+        assert await checks.problem_with(simple[0]) == ""
+        costly = Grammar(kind=GrammarKind.JSON_SCHEMA, source=wide_schema(4000))
+        assert await checks.problem_with(costly) == TOO_COSTLY
+        assert await checks.problem_with(simple[1]) == ""
         await checks.close()
+
+    run(test())
+
+
+def test_a_checker_that_gets_no_time_is_not_the_grammars_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with running_api() as api:
+            monkeypatch.setattr(grammar_check, "WAIT_S", 0.0)
+            late = await api.complete(guided_regex="a")
+            assert (late.status, late.json["error"]["code"]) == (503, "overloaded")
+            assert "retry-after" in late.headers
+            monkeypatch.undo()
+            assert (await api.complete(guided_regex="a")).status == 200
 
     run(test())
 
@@ -105,7 +121,7 @@ def test_the_costly_are_answered_and_the_next_is_served() -> None:
     async def test() -> None:
         checks = GrammarChecks()
         for kind, source in COSTLY:
-            async with asyncio.timeout(20.0):  # CHECK_S, and the start of a process on a busy machine
+            async with asyncio.timeout(20.0):  # CHECK_CPU_S, and a start on a busy machine
                 assert isinstance(await checks.problem_with(Grammar(kind=kind, source=source)), str)
         assert await checks.problem_with(Grammar(kind=GrammarKind.REGEX, source="[a-z]+")) == ""
         await checks.close()
