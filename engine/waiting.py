@@ -60,16 +60,17 @@ class Waiting:
     def next(self, now_ns: int) -> Prompt | None:
         """The prompt that should run next, taken out of the queue: of the tenant that the policy chooses,
         one that has waited too long for a token, or else the policy's choice."""
-        tenant = self._policy.next_tenant(now_ns)
+        policy = self._policy
+        tenant = policy.next_tenant(now_ns)
         if tenant is None:
             return None
-        task = self._gaps.oldest_overdue(tenant, now_ns) if self._policy.rotates else None
+        task = self._gaps.take_overdue(tenant, now_ns) if policy.rotates else None
         if task is not None:
-            self._policy.take(task, now_ns)
+            policy.take(task, now_ns)
         else:
-            task = self._policy.pick(now_ns)
+            task = policy.pick(now_ns)
             assert task is not None
-        self._gaps.discard(task)
+            self._gaps.discard(task)
         return self.prompts[task]
 
     def is_due(self, prompt: Prompt, now_ns: int) -> bool:

@@ -17,7 +17,7 @@ from engine.fairness.policy import Task
 from engine.fairness.run_queue import BisectList, E, virtual_granularity
 from engine.fairness.tenants import Account
 from engine.fairness.two_level import TwoLevelPolicy
-from engine.fairness.weights import virtual
+from engine.fairness.weights import NICE_0_LOAD
 
 
 class LeastServedQueue(Generic[E]):
@@ -31,6 +31,7 @@ class LeastServedQueue(Generic[E]):
         self._add = entries.add
         self._granularity_ns = granularity_ns
         self._request_ns = request_ns
+        self._request_shares = request_ns * NICE_0_LOAD  # what it is worth, whatever the load
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -41,12 +42,15 @@ class LeastServedQueue(Generic[E]):
     def add(self, entity: E) -> None:
         """A request that is done makes room for the next."""
         done_ns = entity.vruntime_ns - entity.start_ns
-        if not 0 <= done_ns < virtual(self._request_ns, entity.load):
+        if not 0 <= done_ns * entity.load < self._request_shares:
             entity.start_ns = entity.vruntime_ns
         self._add((entity.start_ns, entity.serial, entity))
 
     def remove(self, entity: E) -> None:
-        self._entries.remove((entity.start_ns, entity.serial, entity))
+        if self._entries[0][2] is entity:  # mostly: who goes first
+            self._entries.pop(0)
+        else:
+            self._entries.remove((entity.start_ns, entity.serial, entity))
 
     def first(self) -> E:
         entity: E = self._entries[0][2]

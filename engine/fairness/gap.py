@@ -5,36 +5,47 @@ token for seconds. Within its tenant such a prompt goes first; between tenants t
 nobody gains a share by being late.
 """
 
-from heapq import heapify, heappop, heappush
+from bisect import insort
+from collections import deque
 
 from engine.fairness.policy import Task
 
-_SPARE_ENTRIES = 64  # a heap is rebuilt when it holds twice as many entries as prompts, and these
+_SPARE_ENTRIES = 64  # a line is rebuilt when it holds twice as many entries as prompts, and these
 
 
-class _Waiting:
-    """The waiting prompts of one tenant. `since_ns` is the truth; the heap also holds entries of prompts that
-    have left or come back since, which are dropped when they reach its top."""
+class _Line:
+    """The waiting prompts of one tenant, by the time of their last token. `since_ns` is the truth; `entries`
+    also holds some of prompts that have left or come back since, which are dropped at its front.
 
-    __slots__ = ("heap", "since_ns")
+    Who begins to wait had its last token after nearly all that wait, or goes back to the front where it was
+    just taken: an end of a sorted deque is mostly the place, and neither end touches the others.
+    """
+
+    __slots__ = ("entries", "since_ns")
 
     def __init__(self) -> None:
         self.since_ns: dict[Task, int] = {}
-        self.heap: list[tuple[int, int, Task]] = []  # (last token, serial, task)
+        self.entries: deque[tuple[int, int, Task]] = deque()  # (last token, serial, task)
 
     def add(self, task: Task, last_token_ns: int) -> None:
         self.since_ns[task] = last_token_ns
-        heappush(self.heap, (last_token_ns, task.serial, task))
-        if len(self.heap) > 2 * len(self.since_ns) + _SPARE_ENTRIES:
-            self.heap = [(since_ns, task.serial, task) for task, since_ns in self.since_ns.items()]
-            heapify(self.heap)
+        entry, entries = (last_token_ns, task.serial, task), self.entries
+        if not entries or entries[-1] < entry:
+            entries.append(entry)
+        elif entry < entries[0]:
+            entries.appendleft(entry)
+        else:
+            insort(entries, entry)
+        if len(entries) > 2 * len(self.since_ns) + _SPARE_ENTRIES:
+            self.entries = deque(sorted((ns, each.serial, each) for each, ns in self.since_ns.items()))
 
-    def oldest(self) -> tuple[int, Task] | None:
-        while self.heap:
-            since_ns, _, task = self.heap[0]
-            if self.since_ns.get(task) == since_ns:
-                return since_ns, task
-            heappop(self.heap)
+    def oldest(self) -> tuple[int, int, Task] | None:
+        entries, since_ns = self.entries, self.since_ns
+        while entries:
+            oldest = entries[0]
+            if since_ns.get(oldest[2]) == oldest[0]:
+                return oldest
+            entries.popleft()
         return None
 
 
@@ -43,35 +54,41 @@ class GapQueue:
 
     def __init__(self, bound_ns: int) -> None:
         self._bound_ns = bound_ns
-        self._tenants: dict[str, _Waiting] = {}
+        self._lines: dict[str, _Line] = {}  # by tenant
 
     def add(self, task: Task, last_token_ns: int) -> None:
         """The prompt waits; its last token (or, before the first, its arrival) was at `last_token_ns`."""
-        waiting = self._tenants.get(task.tenant)
-        if waiting is None:
-            waiting = self._tenants[task.tenant] = _Waiting()
-        waiting.add(task, last_token_ns)
+        line = self._lines.get(task.tenant)
+        if line is None:
+            line = self._lines[task.tenant] = _Line()
+        line.add(task, last_token_ns)
 
     def discard(self, task: Task) -> None:
         """The prompt runs, or is gone. It need not have waited."""
-        waiting = self._tenants.get(task.tenant)
-        if waiting is not None and waiting.since_ns.pop(task, None) is not None and not waiting.since_ns:
-            del self._tenants[task.tenant]
+        line = self._lines.get(task.tenant)
+        if line is not None and line.since_ns.pop(task, None) is not None and not line.since_ns:
+            del self._lines[task.tenant]
 
     def is_overdue(self, last_token_ns: int, now_ns: int) -> bool:
         return now_ns - last_token_ns > self._bound_ns
 
-    def oldest_overdue(self, tenant: str, now_ns: int) -> Task | None:
-        """The tenant's prompt that has waited longest for a token, if that is past the bound."""
-        waiting = self._tenants.get(tenant)
-        oldest = waiting.oldest() if waiting is not None else None
-        if oldest is None or not self.is_overdue(oldest[0], now_ns):
+    def take_overdue(self, tenant: str, now_ns: int) -> Task | None:
+        """The tenant's prompt that has waited longest for a token, if that is past the bound: it waits no
+        more."""
+        line = self._lines.get(tenant)
+        oldest = line.oldest() if line is not None else None
+        if line is None or oldest is None or now_ns - oldest[0] <= self._bound_ns:
             return None
-        return oldest[1]
+        line.entries.popleft()
+        del line.since_ns[oldest[2]]
+        if not line.since_ns:
+            del self._lines[tenant]
+        return oldest[2]
 
     def check_integrity(self) -> None:
-        for tenant, waiting in self._tenants.items():
-            assert waiting.since_ns
-            assert all(task.tenant == tenant for task in waiting.since_ns)
-            entries = {(since_ns, task.serial, task) for task, since_ns in waiting.since_ns.items()}
-            assert entries <= set(waiting.heap)
+        for tenant, line in self._lines.items():
+            assert line.since_ns
+            assert all(task.tenant == tenant for task in line.since_ns)
+            entries = [entry[:2] for entry in line.entries]
+            assert entries == sorted(entries)
+            assert {(since_ns, task.serial) for task, since_ns in line.since_ns.items()} <= set(entries)

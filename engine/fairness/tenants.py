@@ -1,6 +1,6 @@
 """Tenant accounts: what a tenant has used, kept for a while after its last prompt has left."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine.fairness.policy import Task
@@ -39,7 +39,7 @@ class Account:
         return self.vruntime_ns - self.projected_ns
 
 
-class Accounts:
+class Accounts(dict[str, Account]):
     """All tenants that have prompts, and those whose debt is not forgotten yet.
 
     A tenant whose last prompt left is remembered while it is in debt (its vruntime is ahead of the clock),
@@ -47,34 +47,22 @@ class Accounts:
     """
 
     def __init__(self, memory_ns: int) -> None:
+        super().__init__()
         self._memory_ns = memory_ns
-        self._accounts: dict[str, Account] = {}
         self._idle_since_ns: dict[str, int] = {}  # in order of time
         self._next_serial = 0
         self.load = 0  # of the tenants that have tasks
-
-    def __iter__(self) -> Iterator[Account]:
-        return iter(self._accounts.values())
-
-    def __len__(self) -> int:
-        return len(self._accounts)
-
-    def __getitem__(self, tenant: str) -> Account:
-        return self._accounts[tenant]
-
-    def get(self, tenant: str) -> Account | None:
-        return self._accounts.get(tenant)
 
     def open(
         self, tenant: str, weight: float, make_queue: Callable[[], RunQueue[Task]], clock_ns: int
     ) -> Account:
         """Count one more task of `tenant`; one that is not known is placed at the clock. The latest weight
         holds."""
-        account = self._accounts.get(tenant)
+        account = self.get(tenant)
         if account is None:
             account = Account(self._next_serial, tenant, make_queue(), vruntime_ns=clock_ns)
             self._next_serial += 1
-            self._accounts[tenant] = account
+            self[tenant] = account
         if account.num_tasks:
             self.load -= account.load
         self._idle_since_ns.pop(tenant, None)
@@ -92,20 +80,20 @@ class Accounts:
             self._forget_if_due(account, now_ns, clock_ns)
         oldest = next(iter(self._idle_since_ns), None)
         if oldest is not None:
-            self._forget_if_due(self._accounts[oldest], now_ns, clock_ns)
+            self._forget_if_due(self[oldest], now_ns, clock_ns)
 
     def _forget_if_due(self, account: Account, now_ns: int, clock_ns: int) -> None:
         is_old = now_ns - self._idle_since_ns[account.tenant] >= self._memory_ns
         if is_old or account.vruntime_ns <= clock_ns:
-            del self._accounts[account.tenant], self._idle_since_ns[account.tenant]
+            del self[account.tenant], self._idle_since_ns[account.tenant]
 
     def check_integrity(self) -> None:
-        assert self.load == sum(account.load for account in self if account.num_tasks)
-        for tenant, account in self._accounts.items():
+        assert self.load == sum(account.load for account in self.values() if account.num_tasks)
+        for tenant, account in self.items():
             assert account.tenant == tenant
             assert account.projected_ns >= 0
             assert account.num_waiting == len(account.queue) <= account.num_tasks
             assert (account.num_tasks == 0) == (tenant in self._idle_since_ns)
-        assert self._idle_since_ns.keys() <= self._accounts.keys()
+        assert self._idle_since_ns.keys() <= self.keys()
         times = list(self._idle_since_ns.values())
         assert times == sorted(times)

@@ -155,16 +155,16 @@ class TwoLevelPolicy:
         return self._num_queued
 
     def vruntime_spread_ns(self) -> int:
-        settled = [account.settled_ns for account in self._accounts if account.num_waiting]
+        settled = [account.settled_ns for account in self._accounts.values() if account.num_waiting]
         return max(settled) - min(settled) if settled else 0
 
     def check_integrity(self) -> None:
         self._accounts.check_integrity()
         self._tenants.check_integrity()
-        assert self._num_queued == sum(account.num_waiting for account in self._accounts)
-        assert len(self._tenants) == sum(account.num_waiting > 0 for account in self._accounts)
+        assert self._num_queued == sum(account.num_waiting for account in self._accounts.values())
+        assert len(self._tenants) == sum(account.num_waiting > 0 for account in self._accounts.values())
         assert 0 < self._expected_ns <= self._slice_ns
-        for account in self._accounts:
+        for account in self._accounts.values():
             account.queue.check_integrity()
             assert (account in self._tenants) == (account.num_waiting > 0)
 

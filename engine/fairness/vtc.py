@@ -133,9 +133,9 @@ class VtcPolicy:
     def check_integrity(self) -> None:
         self._accounts.check_integrity()
         self._tenants.check_integrity()
-        assert self._num_queued == sum(account.num_waiting for account in self._accounts)
-        assert len(self._tenants) == sum(account.num_waiting > 0 for account in self._accounts)
-        for account in self._accounts:
+        assert self._num_queued == sum(account.num_waiting for account in self._accounts.values())
+        assert len(self._tenants) == sum(account.num_waiting > 0 for account in self._accounts.values())
+        for account in self._accounts.values():
             account.queue.check_integrity()
             assert (account in self._tenants) == (account.num_waiting > 0)
 

@@ -10,14 +10,17 @@ def test_the_oldest_past_the_bound_of_each_tenant() -> None:
     gaps.add(a, 5)
     gaps.add(b, 3)
     gaps.add(c, 0)
-    assert gaps.oldest_overdue("x", 13) is None
-    assert gaps.oldest_overdue("x", 14) is b
-    assert gaps.oldest_overdue("y", 14) is c
-    assert gaps.oldest_overdue("z", 14) is None
-    gaps.discard(b)
-    gaps.discard(b)
-    assert gaps.oldest_overdue("x", 15) is None
-    assert gaps.oldest_overdue("x", 16) is a
+    assert gaps.take_overdue("x", 13) is None
+    assert gaps.take_overdue("x", 14) is b
+    assert gaps.take_overdue("y", 14) is c
+    assert gaps.take_overdue("y", 14) is None
+    assert gaps.take_overdue("z", 14) is None
+    gaps.add(c, 0)
+    gaps.discard(c)
+    gaps.discard(c)
+    assert gaps.take_overdue("y", 14) is None
+    assert gaps.take_overdue("x", 15) is None
+    assert gaps.take_overdue("x", 16) is a
     assert (gaps.is_overdue(5, 15), gaps.is_overdue(5, 16)) == (False, True)
 
 
@@ -26,7 +29,7 @@ def test_equal_gaps_go_by_serial() -> None:
     tasks = [Task(serial, "x", 1.0, 0, 0) for serial in (1, 0)]
     for task in tasks:
         gaps.add(task, 0)
-    assert gaps.oldest_overdue("x", 1) is tasks[1]
+    assert gaps.take_overdue("x", 1) is tasks[1]
 
 
 def test_random_operations_against_a_plain_dict() -> None:
@@ -37,8 +40,8 @@ def test_random_operations_against_a_plain_dict() -> None:
     for now_ns in range(5000):
         task = rng.choice(tasks)
         if rng.random() < 0.6:
-            waiting[task] = now_ns
-            gaps.add(task, now_ns)
+            waiting[task] = now_ns - rng.choice([0, 0, 20, 200])
+            gaps.add(task, waiting[task])
         else:
             waiting.pop(task, None)
             gaps.discard(task)
@@ -46,6 +49,8 @@ def test_random_operations_against_a_plain_dict() -> None:
         overdue = [
             (t, each.serial) for each, t in waiting.items() if each.tenant == tenant and now_ns - t > 50
         ]
-        found = gaps.oldest_overdue(tenant, now_ns)
-        assert (found.serial if found else None) == (min(overdue)[1] if overdue else None)
+        if not overdue or rng.random() < 0.3:
+            found = gaps.take_overdue(tenant, now_ns)
+            assert (found.serial if found else None) == (min(overdue)[1] if overdue else None)
+            waiting.pop(found, None)
         gaps.check_integrity()
