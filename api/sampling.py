@@ -81,9 +81,9 @@ def choice_samplings(first: Sampling, num_choices: int) -> list[Sampling]:
 
 
 async def read_grammar(
-    body: GenerationRequest, demanded_call: Grammar | None, checks: GrammarChecks
+    body: GenerationRequest, card: ModelCard, demanded_call: Grammar | None, checks: GrammarChecks
 ) -> Grammar | None:
-    """The one constraint that a request may set. Raises ApiError if it cannot be used."""
+    """The one constraint that a request may set. Raises ApiError if it, or any, cannot be used."""
     structured = _structured_grammars("structured_outputs.", body.structured_outputs)
     if structured and not any(structured.values()):
         raise bad_request("structured_outputs", "structured_outputs says nothing that the answer has to fit")
@@ -99,6 +99,8 @@ async def read_grammar(
     (param, grammar), *others = grammars
     if others:
         raise bad_request(others[0][0], f"{param} and {others[0][0]} exclude each other: give one of them")
+    if card.grammars_problem is not None:
+        raise bad_request(param, f"{param} cannot be used: {card.grammars_problem}")
     if len(grammar.source) > MAX_GRAMMAR_CHARS:
         raise bad_request(param, f"{param} is over the limit of {MAX_GRAMMAR_CHARS} characters")
     problem = await checks.problem_with(grammar)

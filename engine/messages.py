@@ -49,6 +49,7 @@ class Grammar(Part, frozen=True, kw_only=True):
 
 
 BAD_GRAMMAR = "the grammar cannot be used"  # how the error of a prompt begins whose grammar is to blame
+NO_GRAMMARS = "this model's tokenizer has no grammars"
 
 
 class Sampling(Part, frozen=True, kw_only=True):
@@ -101,6 +102,7 @@ class ModelCard(Part, frozen=True, kw_only=True):
     is_chat: bool = False  # the tokenizer has a chat template
     licence_notice: str | None = None
     cached_at: str | None = None
+    grammars_problem: str | None = None  # why no answer can be held to a grammar, if so
 
 
 # ------------------------------------------------------------------ api -> engine
@@ -567,6 +569,13 @@ class Ready(Message, frozen=True, kw_only=True):
     unreachable: dict[int, str] = {}
 
 
+class NoGrammars(Message, frozen=True, kw_only=True):
+    """The card's `grammars_problem`, where it is found out later than the rest: reading a large tokenizer for
+    grammars takes seconds. May come at any time after `Load`."""
+
+    reason: str
+
+
 class Mapped(Message, frozen=True, kw_only=True):
     """Answer to an `Attach` that came after `Ready`: the pools that moves may use from now on, and those that
     this device cannot reach, with the reason."""
@@ -666,4 +675,6 @@ class Fault(Message, frozen=True, kw_only=True):
 FromApi = Hello | Submit | Abort | GetStats | GetLive | Resize
 ToApi = Welcome | Admitted | Rejected | Tokens | Stats | Live | Resizing
 ToRunner = Load | Attach | Unmap | Remap | MakeSegments | Plan | Shutdown
-FromRunner = Progress | Loaded | Ready | Mapped | Remapped | SegmentsMade | Refused | Report | Fault
+FromRunner = (
+    Progress | Loaded | NoGrammars | Ready | Mapped | Remapped | SegmentsMade | Refused | Report | Fault
+)

@@ -20,6 +20,7 @@ from engine.messages import (
     Loaded,
     Mapped,
     ModelCard,
+    NoGrammars,
     Progress,
     Ready,
     Refused,
@@ -77,6 +78,7 @@ class ModelHost:
         self._ready: set[str] = set()
         self._faulted: set[str] = set()  # devices whose pool must not be trusted
         self._failure: str | None = None
+        self._grammars_problem: str | None = None
         self._devices = config.devices_of(model)
 
     @property
@@ -163,6 +165,10 @@ class ModelHost:
                 self._on_change()
             case Loaded():
                 self._attach(device, message)
+            case NoGrammars(reason=reason):
+                self._grammars_problem = reason
+                self._complete_card()
+                self._on_change()
             case Ready():
                 self._on_ready(device, message)
             case Mapped():
@@ -201,8 +207,14 @@ class ModelHost:
             return
         if self.card is None or limit < self.card.max_model_len:
             self.card = msgspec.structs.replace(loaded.card, max_model_len=limit)
+            self._complete_card()
         assert self._mappings is not None
         self._mappings.start(device.name)
+
+    def _complete_card(self) -> None:
+        """Add to the card what a runner may find out before it or after it."""
+        if self.card is not None and self._grammars_problem is not None:
+            self.card = msgspec.structs.replace(self.card, grammars_problem=self._grammars_problem)
 
     def _on_ready(self, device: DeviceConfig, ready: Ready) -> None:
         """The runner can work: its device joins the scheduler, which is made with the first."""

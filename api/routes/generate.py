@@ -43,7 +43,7 @@ async def plan_generation(
     num_choices = body.n or 1
     _check_num_prompts(len(prompts), num_choices, services.config.server.max_prompts_per_request)
     use = wanted.tool_use
-    grammar = await read_grammar(body, use.grammar if use is not None else None, services.grammars)
+    grammar = await read_grammar(body, card, use.grammar if use is not None else None, services.grammars)
     seed = draw_seed(body)
     samplings = [
         choice_samplings(build_sampling(body, card, wanted, len(ids), seed, grammar), num_choices)

@@ -1,6 +1,6 @@
 """What a slice may ask of the model: a prompt that cannot be served fails alone, before it reaches a step."""
 
-from engine.messages import BAD_GRAMMAR, Slice
+from engine.messages import BAD_GRAMMAR, NO_GRAMMARS, Slice
 from engine.model_runner.grammar import BadGrammar, Grammars
 
 
@@ -24,7 +24,7 @@ class SliceCheck:
         if sampling.grammar is None:
             return None
         if self._grammars is None:
-            return "this model's tokenizer has no grammars"
+            return f"{BAD_GRAMMAR}: {NO_GRAMMARS}"
         try:
             self._grammars.check(sampling.grammar)
         except BadGrammar as error:

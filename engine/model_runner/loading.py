@@ -9,7 +9,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from engine.byte_tokenizer import BOS_ID, EOS_ID
-from engine.messages import ModelCard
+from engine.messages import NO_GRAMMARS, ModelCard
 from engine.model_runner.families import UnsupportedModel, kv_windows, pin_rope, text_config
 from engine.model_runner.sources import embedded, gguf
 from engine.model_runner.sources.cache import cache_root
@@ -135,6 +135,7 @@ def make_card(
         is_chat=folder is not None and has_chat_template(folder),
         licence_notice=None if folder is None else embedded.licence_notice(folder),
         cached_at=str(folder) if converted_here else None,
+        grammars_problem=f"{NO_GRAMMARS}: it is the built-in one, of bytes" if folder is None else None,
     )
 
 

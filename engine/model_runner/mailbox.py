@@ -2,10 +2,12 @@
 
 import select
 import socket
+import threading
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 
-from engine.messages import FromRunner, Progress, ToRunner
+from engine.messages import FromRunner, NoGrammars, Progress, ToRunner
 from engine.wire import MessagePipe
 
 
@@ -16,16 +18,24 @@ class Mailbox:
         self._socket = sock
         self._pipe: MessagePipe[ToRunner] = MessagePipe(sock, ToRunner)
         self._received: deque[ToRunner] = deque()
+        self._sending = threading.Lock()
 
     def send(self, message: FromRunner) -> None:
+        """From any thread."""
         try:
-            self._pipe.send(message)
+            with self._sending:
+                self._pipe.send(message)
         except OSError as error:
             raise EOFError("the engine is gone") from error
 
     def tell_progress(self, stage: str, fraction: float | None) -> None:
         """Say how getting ready goes on."""
         self.send(Progress(stage=stage, fraction=fraction))
+
+    def tell_no_grammars(self, reason: str) -> None:
+        """Say that no answer can be held to a grammar, if the engine is still there; from any thread."""
+        with suppress(EOFError):
+            self.send(NoGrammars(reason=reason))
 
     def next(self) -> ToRunner:
         """The next message; waits for it."""

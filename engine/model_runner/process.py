@@ -167,7 +167,7 @@ def load_onto(device: Device, load: Load, mailbox: Mailbox) -> ServedModel:
     dtype = loaded.model.dtype
     layout = layout_of(loaded.config, load.page_tokens, dtype)
     card = loaded.card
-    grammars = PendingGrammars(card) if card.tokenizer is not None else None
+    grammars = PendingGrammars(card, mailbox.tell_no_grammars) if card.tokenizer is not None else None
     scratch = self_test_scratch(layout)
     executor = device.make_test_executor(loaded, layout, scratch)
     self_test(executor, scratch, family=card.architecture, vocab_size=card.vocab_size, dtype=dtype)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from api import grammar_check
 from api.grammar_check import TOO_COSTLY, GrammarChecks
 from api.grammar_checker import NOTHING_FITS, problem_with
-from engine.messages import BAD_GRAMMAR, Grammar, GrammarKind
+from engine.messages import BAD_GRAMMAR, NO_GRAMMARS, Grammar, GrammarKind
+from tests.api.fake_engine import CARD
 from tests.api.harness import run, run_for, running_api, until
 from tests.api.test_bad_input import check_error
 
@@ -73,6 +75,29 @@ def test_what_only_the_models_tokens_show_is_a_bad_request_too() -> None:
             await until(lambda: api.engine.running)
             api.engine.fail_all(f"{BAD_GRAMMAR}: its lexer is too large")
             assert "its lexer is too large" in check_error(await asked, 400, None)
+
+    run(test())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"guided_regex": "a"}, "guided_regex"),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, "structured_outputs.choice"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+def test_a_model_without_grammars_refuses_them_by_field_before_it_streams(
+    fields: dict[str, object], param: str, stream: bool
+) -> None:
+    async def test() -> None:
+        card = msgspec.structs.replace(CARD, grammars_problem=f"{NO_GRAMMARS}: it is a SlowTokenizer")
+        async with running_api(cards=[card]) as api:
+            says = check_error(await api.complete(stream=stream, **fields), 400, param)
+            assert says == f"{param} cannot be used: {NO_GRAMMARS}: it is a SlowTokenizer"
+            assert api.engine.submits == []
+            assert (await api.complete(stream=stream)).status == 200
 
     run(test())
 

@@ -10,7 +10,7 @@ import pytest
 
 from engine.config import parse_config
 from engine.lenders import Lenders
-from engine.messages import CostModel, Fault, FromRunner, Load, Loaded, ModelCard, Ready
+from engine.messages import CostModel, Fault, FromRunner, Load, Loaded, ModelCard, NoGrammars, Ready
 from engine.model_host import CannotServe, ModelHost
 from engine.scheduler import Scheduler
 from tests.engine.fake_runner import FULL
@@ -68,7 +68,7 @@ def runners(monkeypatch: pytest.MonkeyPatch) -> type[ScriptedRunner]:
     return Scripted
 
 
-def make_host() -> ModelHost:
+def make_host(on_change: Callable[[], None] = lambda: None) -> ModelHost:
     config = parse_config(
         {
             "devices": [{"name": "cuda:0", "memory": "1MiB"}],
@@ -81,7 +81,7 @@ def make_host() -> ModelHost:
         config.models[0],
         itertools.count(1),
         lambda: 0,
-        on_change=lambda: None,
+        on_change=on_change,
         on_work=lambda: None,
         lenders=Lenders(config),
         links={},
@@ -144,3 +144,23 @@ def test_a_runner_that_never_gets_ready_is_given_up(runners: type[ScriptedRunner
     with pytest.raises(CannotServe, match="failed to start 3 times"):
         asyncio.run(make_host().run())
     assert len(runners.made) == 3
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+def test_that_a_model_has_no_grammars_is_announced_with_its_card(
+    runners: type[ScriptedRunner], is_early: bool
+) -> None:
+    async def learn() -> None:
+        announced: list[str | None] = []
+        host = make_host(lambda: announced.append(host.card and host.card.grammars_problem))
+        runners.becomes_ready = not is_early
+        running = asyncio.create_task(host.run())
+        await until(lambda: bool(runners.made))
+        runners.made[0].on_message(NoGrammars(reason="none at all"))
+        runners.becomes_ready = True
+        await until(lambda: host.is_ready)
+        assert announced[-1] == "none at all"
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(learn())

@@ -39,7 +39,7 @@ def test_what_can_be_served_has_no_problem() -> None:
         ([1], Sampling(max_tokens=1, stop_token_ids=(100,)), 0, "got 100"),
         ([1], Sampling(max_tokens=1, logit_bias={100: 1.0}), 0, "got 100"),
         ([1, 1], Sampling(max_tokens=1), 7, "8 positions"),
-        ([1], constrained("a"), 0, "no grammars"),
+        ([1], constrained("a"), 0, "the grammar cannot be used: this model's tokenizer has no grammars"),
     ],
 )
 def test_problems_are_named(ids: list[int], sampling: Sampling, start: int, part: str) -> None:

@@ -55,6 +55,7 @@ def test_card_of_a_folder(folder: Path) -> None:
     assert (card.bos_token_id, card.eos_token_ids) == (7, (9, 8))
     assert card.sampling_defaults == {"temperature": 0.6, "top_k": 40.0}
     assert card.is_chat
+    assert card.grammars_problem is None
     assert card.cached_at is None
 
 

@@ -1,3 +1,4 @@
+import queue
 from pathlib import Path
 
 import msgspec
@@ -34,20 +35,24 @@ def test_who_needs_them_waits_for_them(tmp_path: Path) -> None:
     backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
     tokenizer.save_pretrained(tmp_path)
-    grammars = PendingGrammars(msgspec.structs.replace(CARD, tokenizer=str(tmp_path)))
+    problems: list[str] = []
+    grammars = PendingGrammars(msgspec.structs.replace(CARD, tokenizer=str(tmp_path)), problems.append)
     grammars.check(regex("a"))
     with pytest.raises(BadGrammar):
         grammars.check(regex("("))
     row = Row(0, Sampling(max_tokens=4, grammar=regex("a")), num_prompt=1, page_tables=[[1]], history=[5])
     bits = grammars.next_bits([StepRow(row, 0, 1, [5], sample=True)])[0].tolist()
     assert [i for i in range(257) if bits[i // 32] >> (i % 32) & 1] == [alphabet.index("a")]
+    assert problems == []
 
 
-def test_a_tokenizer_without_grammars_fails_the_prompts_that_want_one(
+def test_a_tokenizer_without_grammars_fails_the_prompts_that_want_one_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
     monkeypatch.setattr(
         "engine.model_runner.pending_grammars.AutoTokenizer.from_pretrained", lambda path: object()
     )
     with pytest.raises(BadGrammar, match="has no grammars: it is a object"):
-        PendingGrammars(CARD).check(regex("a"))
+        PendingGrammars(CARD, told.put).check(regex("a"))
+    assert told.get(timeout=60) == "this model's tokenizer has no grammars: it is a object"

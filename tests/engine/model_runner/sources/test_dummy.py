@@ -16,6 +16,7 @@ def folder(tmp_path: Path) -> Path:
 def test_dummy_has_the_byte_tokenizer_and_the_preset_shape() -> None:
     loaded = load("dummy:tiny")
     assert loaded.card.tokenizer is None
+    assert loaded.card.grammars_problem is not None
     assert (loaded.card.bos_token_id, loaded.card.eos_token_ids) == (BOS_ID, (EOS_ID,))
     assert (loaded.card.vocab_size, loaded.card.max_model_len) == (320, 4096)
 
