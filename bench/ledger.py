@@ -105,7 +105,7 @@ def time_slices(ledger: Ledger, repeat: int) -> list[int]:
 def switch(ledger: Ledger, before: list[Context], after: list[Context]) -> None:
     for context in before:
         ledger.store.stop(context)
-        ledger.store.mirror(context, whole=True)
+    ledger.store.mirror_idle(LOCAL)
     for context in after:
         ledger.prepare(context, context.computed + 64)
 

@@ -162,8 +162,7 @@ class Planner:
     def _mirror_idle(self, device: Device) -> None:
         """Copy out all of what does not run, so that its pages can be had for free."""
         if not self.policy.recomputes:
-            for context in self.store.idle_dirty(device.pool_id):
-                device.outbox.moves += self.store.mirror(context, whole=True)
+            device.outbox.moves += self.store.mirror_idle(device.pool_id)
         device.outbox.moves += self.store.mirror_cached(device.pool_id)
 
     def _mirror_running(self, device: Device) -> None:

@@ -9,20 +9,37 @@ A context may begin where another, its *parent*, ends: it has the pages from `st
 before with all that continue the same parent, which does not grow any more. The context of a prompt that
 ended may stay, *cached*, for prompts to come.
 
-Both copies have one `PageTable` per layer group. A local copy lacks what was evicted, from the front, and has
-room for positions that come next; a mirror has the live pages of positions below `mirror_target`, and no
-others.
+Both copies have one `PageTable` per layer group (`GroupPages`). A local copy lacks what was evicted, from the
+front, and has room for positions that come next; a mirror has the live pages of positions below
+`mirror_target`, and no others.
 """
 
 from collections.abc import Container, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from engine.memory.page import PageLayout
 from engine.memory.page_table import PageTable
 from engine.memory.pool import Extent
 from engine.memory.prefix_tree import PrefixNode
 
+if TYPE_CHECKING:
+    from engine.memory.idle_queue import IdleQueue
+
 ABSENT = 0  # in a slice's tables: a page behind the window. Local pools keep page 0 for padding
+
+
+@dataclass(slots=True, eq=False)
+class GroupPages:
+    """What a context has of one layer group."""
+
+    live_from: int = 0  # first page index that is not behind the window
+    local: PageTable = field(default_factory=PageTable)
+    mirror: PageTable = field(default_factory=PageTable)
+    arriving_end: int = 0  # while fetches are in flight: local pages below this index are theirs
+    former: PageTable | None = (
+        None  # local pages where it comes from, until the moves out of there are complete
+    )
 
 
 @dataclass(slots=True, eq=False)
@@ -41,13 +58,11 @@ class Context:
     mirrored: int = 0  # of those, a prefix that is complete in the mirror
     mirror_target: int = 0  # what `mirrored` will be when the moves in flight are complete
     home: int | None = None  # pool id of the local copy
-    local: list[PageTable] = field(init=False)  # by group
-    mirror: list[PageTable] = field(init=False)  # by group
-    live_from: list[int] = field(init=False)  # [group] first page index that is not behind the window
-    arriving: list[int] | None = None  # [group] while fetches are in flight: local pages below are theirs
-    fetches: list[int] = field(default_factory=list)  # the moves that do, while they are in flight
+    groups: list[GroupPages] = field(init=False)
+    fetches: list[int] = field(default_factory=list)  # moves that bring local pages, until all are complete
     retired: list[Extent] = field(default_factory=list)  # mirrored pages that moves in flight may still touch
     moves_in_flight: int = 0
+    idle_in: "IdleQueue | None" = field(default=None, repr=False)  # of its pool, while it does not run
     evictable: int = 0  # local pages that may be dropped without losing anything, as its pool counts them
     in_motion: int = 0  # local pages that wait for moves while it does not run, as its pool counts them
     num_prompts: int = 1  # that need it: its own, and those of its descendants
@@ -57,10 +72,7 @@ class Context:
     is_closing: bool = False  # its prompt is gone
 
     def __post_init__(self) -> None:
-        num_groups = len(self.layout.groups)
-        self.local = [PageTable() for _ in range(num_groups)]
-        self.mirror = [PageTable() for _ in range(num_groups)]
-        self.live_from = [0] * num_groups
+        self.groups = [GroupPages() for _ in self.layout.groups]
 
     @property
     def is_cached(self) -> bool:
@@ -86,9 +98,15 @@ class Context:
     @property
     def num_local(self) -> int:
         """Pages of the local copy."""
-        if len(self.local) == 1:
-            return self.local[0].num_pages
-        return sum([table.num_pages for table in self.local])
+        count = 0
+        for group in self.groups:
+            count += group.local.num_pages
+        return count
+
+    @property
+    def num_mirrored(self) -> int:
+        """Pages of the mirror, those that moves in flight will fill among them."""
+        return sum([group.mirror.num_pages for group in self.groups])
 
     @property
     def num_valid_pages(self) -> int:
@@ -99,7 +117,7 @@ class Context:
     def num_clean_pages(self) -> int:
         """Page indices that the mirror has whole, and that no move in flight touches: to drop the local copy
         of one loses nothing. A mirror being written takes only what comes after them."""
-        if self.arriving is not None or (self.moves_in_flight and self.mirror_target == self.mirrored):
+        if self.fetches or (self.moves_in_flight and self.mirror_target == self.mirrored):
             return 0  # something else is being moved
         if self.mirrored < self.computed:
             return self.mirrored // self.layout.page_tokens
@@ -118,28 +136,36 @@ class Context:
         """Live pages for positions below `end` that are not in the local copy."""
         last = -(-end // self.layout.page_tokens)
         absent = 0
-        for table, live_from in zip(self.local, self.live_from, strict=True):
-            if last > live_from:
-                absent += last - live_from
-            absent -= table.num_pages  # nothing local is behind a window or at `end` or after it
+        for group in self.groups:
+            if last > group.live_from:
+                absent += last - group.live_from
+            absent -= group.local.num_pages  # nothing local is behind a window or at `end` or after it
         return absent
 
     def slice_tables(self) -> list[list[int]]:
         """By group, the local page of every index; ABSENT behind a window. All that is live is local."""
-        if self.parent is None and len(self.local) == 1 and not self.local[0].first:
-            return [self.local[0].pages()]
-        tables: list[list[int]] = [[] for _ in self.local]
+        if self.parent is None and len(self.groups) == 1 and not self.groups[0].local.first:
+            return [self.groups[0].local.pages()]
+        tables: list[list[int]] = [[] for _ in self.groups]
         for context in (*reversed(self.ancestors()), self):
-            for pages, table in zip(tables, context.local, strict=True):
+            for pages, group in zip(tables, context.groups, strict=True):
+                table = group.local
                 if table.num_pages:
                     pages += [ABSENT] * (table.first - len(pages))
                     pages += table.pages()
         return tables
 
+    def begin_at(self, position: int) -> None:
+        """A context without pages begins at this position, a page border."""
+        self.start = self.computed = self.mirrored = self.mirror_target = position
+        for group in self.groups:
+            group.live_from = position // self.layout.page_tokens
+
     def check_integrity(self) -> None:
         """Counts agree with tables, and every live computed page is somewhere. Raises AssertionError."""
-        for table in (*self.local, *self.mirror):
-            table.check_integrity()
+        for group in self.groups:
+            group.local.check_integrity()
+            group.mirror.check_integrity()
         assert self.start <= self.computed
         assert self.mirrored <= self.computed
         assert self.parent is None or (self in self.parent.children and self.parent.computed == self.start)
@@ -148,7 +174,8 @@ class Context:
         if self.is_closing:
             return
         end, valid = self.layout.num_pages(self.mirror_target), self.num_valid_pages
-        for local, mirror, live_from in zip(self.local, self.mirror, self.live_from, strict=True):
+        for group in self.groups:
+            local, mirror, live_from = group.local, group.mirror, group.live_from
             assert mirror.num_pages == max(0, end - live_from)
             assert not mirror.num_pages or mirror.first == live_from
             assert not local.num_pages or (local.first >= live_from and local.end >= valid)

@@ -1,11 +1,14 @@
 """What is copied for a context: its pages to where it will run, and out of there to its mirror."""
 
-from engine.memory.context import Context
+from collections.abc import Iterable
+
+from engine.memory.context import Context, GroupPages
+from engine.memory.joined_moves import JoinedMoves
 from engine.memory.local_copies import LocalCopies
 from engine.memory.losses import Losses
 from engine.memory.mirrors import Cache, Mirrors
 from engine.memory.open_moves import OpenMoves, Purpose
-from engine.memory.page_table import PageTable, Paths
+from engine.memory.page_table import Part, Paths, pair
 from engine.messages import Move
 
 
@@ -34,62 +37,69 @@ class Copying:
             return True
         if context.num_local and context.home is not None and not placement.reaches(pool_id, context.home):
             return False
-        extents = [extent for table in context.mirror for extent in table.extents]
+        extents = [extent for group in context.groups for extent in group.mirror.extents]
         return all(placement.reaches(pool_id, extent.segment.pool.pool_id) for extent in extents)
 
-    def fetch(
-        self, context: Context, until: list[int], added: list[list[int]], old: list[PageTable]
-    ) -> list[Move]:
-        """Moves to the pages below index `until[group]` of the local copy, which are the first of those
-        `added`: from `old` tables, which it has where it comes from, and otherwise from its mirror."""
-        assert context.home is not None
-        paths = Paths()
-        for group, first in enumerate(context.live_from):
-            last = mirrored = until[group]
-            if old and old[group].num_pages:
-                mirrored = max(first, min(last, old[group].first))
-            if first < last:
-                sources = context.mirror[group].parts(first, mirrored)
-                if mirrored < last:
-                    sources += old[group].parts(mirrored, last)
-                paths.add(sources, added[group][: last - first])
+    def bring(self, context: Context, end: int) -> list[Move]:
+        """Give the context local pages for all that is live below `end`, for which there is room. Returns the
+        moves to those that are computed: from `former` pages, where there are some, or from its mirror."""
+        home, valid = context.home, context.num_valid_pages
+        assert home is not None
+        last = -(-end // context.layout.page_tokens)
+        paths: Paths = {}
+        for group in context.groups:
+            table, first = group.local, group.live_from
+            absent_end = table.first if table.num_pages and table.first < valid else valid
+            added = self._local.allocate(context, group, last)
+            group.arriving_end = absent_end
+            if first < absent_end:
+                pair(paths, _sources(group, first, absent_end), added[: absent_end - first])
         if not paths:
             return []
+        context.moves_in_flight += len(paths)
         moves = [
-            self._moves.start(context, Purpose.FETCH, context.home, (pool.pool_id, context.home), pages)
+            self._moves.start((context,), Purpose.FETCH, home, (pool.pool_id, home), pages)
             for pool, pages in paths.items()
         ]
-        context.arriving, context.fetches = until, [move.move_id for move in moves]
+        context.fetches = [move.move_id for move in moves]
         return moves
 
-    def mirror(self, context: Context, *, whole: bool) -> list[Move]:
-        """Moves of what the mirror lacks: full pages, and with `whole` the half-full last one too.
+    def mirror(self, contexts: Iterable[Context], *, whole: bool) -> list[Move]:
+        """Moves of what mirrors lack: full pages, and with `whole` the half-full last ones too. Nothing is
+        copied of a context that finds no room in any tier, or has a move in flight."""
+        joined: JoinedMoves | None = None
+        for context in contexts:
+            home, page_tokens = context.home, context.layout.page_tokens
+            upto = context.computed if whole else context.computed - context.computed % page_tokens
+            if upto <= context.mirrored or home is None or context.moves_in_flight:
+                continue
+            last = -(-upto // page_tokens)
+            if not self._mirrors.grow(context, last) and not self._make_way(context, home, last):
+                continue
+            if joined is None:
+                joined = JoinedMoves(self._moves, Purpose.MIRROR, context.layout.page_bytes)
+            self._copy_out(context, home, upto, joined)
+        return [move for _, move in joined.start()] if joined is not None else []
 
-        Empty if there is nothing to copy, no room in any tier, or a move in flight.
-        """
+    def _copy_out(self, context: Context, home: int, upto: int, joined: JoinedMoves) -> None:
+        """Copy positions up to `upto` to the mirror, which has places for them."""
         page_tokens = context.layout.page_tokens
-        upto = context.computed if whole else context.computed - context.computed % page_tokens
-        home = context.home
-        if context.moves_in_flight or home is None or upto <= context.mirrored:
-            return []
-        first, last = context.mirrored // page_tokens, -(-upto // page_tokens)
-        if not self._mirrors.grow(context, last) and not self._make_way(context, home, last):
-            return []
+        mirrored, last = context.mirrored // page_tokens, -(-upto // page_tokens)
+        for group in context.groups:
+            first = group.live_from if group.live_from > mirrored else mirrored
+            if first >= last:
+                continue
+            here, start = group.local.between(first, last), 0
+            for pool, there in group.mirror.parts(first, last):
+                count = len(there)
+                joined.add(context, (home, home, pool.pool_id), here[start : start + count], there)
+                start += count
         context.mirror_target = upto
-        paths = Paths()
-        for local, mirror, live_from in zip(context.local, context.mirror, context.live_from, strict=True):
-            start = live_from if live_from > first else first
-            paths.add(mirror.parts(start, last), local.between(start, last))
-        if not paths:  # everything is behind windows
+        if context.moves_in_flight:
+            self._local.set_in_motion(context)
+        else:  # everything is behind windows
             context.mirrored = upto
             self._local.recount(context)
-            return []
-        moves = [
-            self._moves.start(context, Purpose.MIRROR, home, (home, pool.pool_id), (pages[1], pages[0]))
-            for pool, pages in paths.items()
-        ]
-        self._local.set_in_motion(context)
-        return moves
 
     def _make_way(self, context: Context, home: int, last: int) -> bool:
         """Give pages of a context below index `last` their places after all, if cached contexts can make the
@@ -103,3 +113,12 @@ class Copying:
             if self._losses.drop_mirror(other) and self._mirrors.has_room(home, missing):
                 return self._mirrors.grow(context, last)
         return False
+
+
+def _sources(group: GroupPages, first: int, last: int) -> list[Part]:
+    """Where the pages with indices `first .. last - 1` are, in parts that lie in one pool each."""
+    former = group.former
+    if former is None or not former.num_pages:
+        return group.mirror.parts(first, last)
+    mirrored = max(first, min(last, former.first))
+    return group.mirror.parts(first, mirrored) + former.parts(mirrored, last)

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from engine.memory.context import ABSENT, Context
+from engine.memory.context import ABSENT, Context, GroupPages
 from engine.memory.counters import StoreCounters
-from engine.memory.page import PageLayout
+from engine.memory.idle_queue import IdleQueue
 from engine.memory.pool import Extent, PagePool
 
 SMALL_PAGES = 128  # contexts up to this size are evicted at once, larger ones as far as is needed
@@ -30,54 +30,20 @@ class Cache(Protocol):
 
 
 @dataclass(slots=True)
-class _Queue:
-    """Contexts that have pages in a pool and do not run; idle longest first."""
-
-    contexts: dict[Context, None] = field(default_factory=dict)
-    dirty: dict[Context, None] = field(default_factory=dict)  # not mirrored, nor being mirrored
-    evictable: int = 0  # pages that can be dropped without losing anything that a prompt needs
-    in_motion: int = 0  # pages of contexts that have moves in flight
-
-    def recount(self, context: Context, evictable: int) -> None:
-        """Bring the counts up to date after a change to a context that is here."""
-        in_motion = context.num_local if context.moves_in_flight else 0
-        if context.mirrored < context.computed and not in_motion:
-            self.dirty[context] = None
-        else:
-            self.dirty.pop(context, None)
-        self.evictable += evictable - context.evictable
-        self.in_motion += in_motion - context.in_motion
-        context.evictable, context.in_motion = evictable, in_motion
-
-    def remove(self, context: Context) -> None:
-        del self.contexts[context]
-        self.dirty.pop(context, None)
-        self.evictable -= context.evictable
-        self.in_motion -= context.in_motion
-        context.evictable = context.in_motion = 0
-
-
-@dataclass(slots=True)
 class _Idlers:
     """Who is idle in a pool: contexts that prompts need, and cached ones."""
 
-    needed: _Queue = field(default_factory=_Queue)
-    cached: _Queue = field(default_factory=_Queue)
-
-    def queue_of(self, context: Context) -> _Queue | None:
-        if context in self.needed.contexts:
-            return self.needed
-        return self.cached if context in self.cached.contexts else None
+    needed: IdleQueue = field(default_factory=IdleQueue)
+    cached: IdleQueue = field(default_factory=IdleQueue)
 
 
 class LocalCopies:
     """Allocates, evicts and releases local pages. What is idle longest is evicted first."""
 
-    def __init__(self, layout: PageLayout, counters: StoreCounters) -> None:
+    def __init__(self, counters: StoreCounters) -> None:
         self.pools: dict[int, PagePool] = {}
         self.landlord: Landlord | None = None
         self.cache: Cache | None = None
-        self._layout = layout
         self._counters = counters
         self._idlers: dict[int, _Idlers] = {}  # by pool
         self._leaving: dict[int, set[int]] = {}  # by pool: segments that are to be empty
@@ -135,17 +101,15 @@ class LocalCopies:
         for victim in victims:
             self.evict(victim, count - pool.num_free)
 
-    def allocate(self, context: Context, end: int) -> list[list[int]]:
-        """Give every live position below `end` a local page; there is room. Returns those added, by group:
-        those before the ones that were there, and those after."""
+    def allocate(self, context: Context, group: GroupPages, last: int) -> list[int]:
+        """Give every live page index of the group below `last` a local page; there is room. Returns those
+        added, those before the ones that were there first, in a list that is not to be changed or kept."""
         assert context.home is not None
-        pool, last = self.pools[context.home], -(-end // self._layout.page_tokens)
-        return [
-            table.grow(pool, live_from, last, context)
-            if not table.num_pages or table.first <= live_from
-            else table.grow_down(pool, live_from, context) + table.grow(pool, live_from, last, context)
-            for table, live_from in zip(context.local, context.live_from, strict=True)
-        ]
+        pool, table, live_from = self.pools[context.home], group.local, group.live_from
+        if table.num_pages and table.first > live_from:
+            before = table.grow_down(pool, live_from, context)
+            return before + table.grow(pool, live_from, last, context)
+        return table.grow(pool, live_from, last, context)
 
     # ------------------------------------------------------------------ segments that are to be empty
 
@@ -172,7 +136,8 @@ class LocalCopies:
         """Extents of the context's local copy in such segments."""
         if context.home not in self._leaving:
             return []
-        return [extent for table in context.local for extent in table.extents if extent.segment.is_recalled]
+        extents = [extent for group in context.groups for extent in group.local.extents]
+        return [extent for extent in extents if extent.segment.is_recalled]
 
     def is_in_the_way(self, context: Context) -> bool:
         return bool(self.extents_in_the_way(context))
@@ -201,33 +166,32 @@ class LocalCopies:
         return idlers.needed.in_motion + idlers.cached.in_motion
 
     def rest(self, context: Context) -> None:
-        """The context, which has a local copy, does not run any more."""
-        assert context.home is not None
+        """The context does not run any more: it is idle, or gone from here if it has no local page."""
+        if context.home is None:
+            return
+        evictable = self._num_evictable(context)
+        if not evictable and not context.num_local:
+            context.home = None
+            return
         idlers = self._idlers[context.home]
-        queue = idlers.cached if context.is_cached else idlers.needed
-        queue.contexts[context] = None
-        queue.recount(context, self._num_evictable(context))
+        (idlers.cached if context.is_cached else idlers.needed).add(context, evictable)
 
     def wake(self, context: Context) -> None:
         """The context is not idle any more."""
-        if context.home is not None:
-            queue = self._idlers[context.home].queue_of(context)
-            if queue is not None:
-                queue.remove(context)
+        if context.idle_in is not None:
+            context.idle_in.remove(context)
 
     def requeue(self, context: Context) -> None:
         """If the context is idle, it goes to the end of its queue: it was needed just now."""
-        if context.home is not None:
-            queue = self._idlers[context.home].queue_of(context)
-            if queue is not None:
-                queue.remove(context)
-                self.rest(context)
+        if context.idle_in is not None:
+            context.idle_in.remove(context)
+            self.rest(context)
 
     def divide(self, context: Context, upper: Context) -> None:
         """Some of the pages of the context's local copy have become those of `upper`."""
         if context.home is None:
             return
-        is_idle = self._idlers[context.home].queue_of(context) is not None
+        is_idle = context.idle_in is not None
         if upper.num_local:
             upper.home = context.home
             if is_idle:
@@ -239,19 +203,13 @@ class LocalCopies:
 
     def set_in_motion(self, context: Context) -> None:
         """Moves out of the local copy have begun."""
-        if context.home is not None:
-            idlers = self._idlers[context.home]
-            if context in idlers.needed.contexts:  # what may be evicted is what it was
-                idlers.needed.recount(context, context.evictable)
-            elif context in idlers.cached.contexts:
-                idlers.cached.recount(context, 0)
+        if context.idle_in is not None:  # what may be evicted of one that is needed is what it was
+            context.idle_in.recount(context, 0 if context.is_cached else context.evictable)
 
     def recount(self, context: Context) -> None:
         """Bring the pool's counts of idle contexts up to date after a change to this one."""
-        if context.home is not None:
-            queue = self._idlers[context.home].queue_of(context)
-            if queue is not None:
-                queue.recount(context, self._num_evictable(context))
+        if context.idle_in is not None:
+            context.idle_in.recount(context, self._num_evictable(context))
 
     def _num_evictable(self, context: Context) -> int:
         if self._leaving and self.is_in_the_way(context):
@@ -259,10 +217,10 @@ class LocalCopies:
         if context.is_cached:
             return 0 if context.moves_in_flight else context.num_local
         clean, count = context.num_clean_pages, 0
-        for table in context.local:
-            below = clean - table.first
+        for group in context.groups:
+            below, num_pages = clean - group.local.first, group.local.num_pages
             if below > 0:
-                count += below if below < table.num_pages else table.num_pages
+                count += below if below < num_pages else num_pages
         return count
 
     # ------------------------------------------------------------------ release
@@ -271,29 +229,29 @@ class LocalCopies:
         """Give up the whole local copy."""
         if context.home is None:
             return
-        for table in context.local:
-            table.clear()
-        self.wake(context)
+        for group in context.groups:
+            group.local.clear()
+        if context.idle_in is not None:
+            context.idle_in.remove(context)
         context.home = None
 
     def cut(self, context: Context, first: int) -> None:
         """Release local pages with index `first` or above."""
-        for table in context.local:
-            table.cut(first)
+        for group in context.groups:
+            group.local.cut(first)
 
     def drop_arriving(self, context: Context) -> None:
         """Release the pages that fetches were to write, and did not all."""
-        assert context.arriving is not None
-        for table, end in zip(context.local, context.arriving, strict=True):
-            table.drop_before(end)
-        context.arriving = None
+        assert context.fetches
+        for group in context.groups:
+            group.local.drop_before(group.arriving_end)
+        context.fetches = []
 
     def drop_clean(self, context: Context) -> None:
         """Drop all local pages of an idle context that the mirror has as well."""
         clean, num_local = context.num_clean_pages, context.num_local
-        for table in context.local:
-            if table.num_pages:
-                table.drop_before(clean)
+        for group in context.groups:
+            group.local.drop_before(clean)
         self._counters.evicted_pages += num_local - context.num_local
         if context.num_local or context.moves_in_flight:
             self.recount(context)
@@ -303,16 +261,17 @@ class LocalCopies:
     def evict(self, context: Context, count: int) -> None:
         """Drop local pages of an idle context that are clean, `count` if it has so many: its first ones. A
         small one is dropped whole, since it has to be fetched anyway before it runs again."""
-        clean, num_local = context.num_clean_pages, context.num_local
+        num_local = context.num_local
         if context.evictable <= SMALL_PAGES:
             count = context.evictable
         if count == num_local and not context.moves_in_flight:
             self.release(context)
             self._counters.evicted_pages += num_local
             return
-        for table in context.local:
-            if count > 0 and table.num_pages:
-                count -= table.drop_before(min(clean, table.first + count))
+        clean = context.num_clean_pages
+        for group in context.groups:
+            if count > 0 and group.local.num_pages:
+                count -= group.local.drop_before(min(clean, group.local.first + count))
         self._counters.evicted_pages += num_local - context.num_local
         self.recount(context)
 
@@ -320,9 +279,7 @@ class LocalCopies:
         """The counts of idle contexts agree with them. Raises AssertionError."""
         for idlers in self._idlers.values():
             for queue in (idlers.needed, idlers.cached):
-                contexts = queue.contexts
-                assert queue.evictable == sum(context.evictable for context in contexts)
-                assert queue.in_motion == sum(context.in_motion for context in contexts)
-                assert all(context.evictable == self._num_evictable(context) for context in contexts)
-                assert all(context.is_cached == (queue is idlers.cached) for context in contexts)
-                assert set(queue.dirty) == {c for c in contexts if c.is_dirty and not c.moves_in_flight}
+                queue.check_integrity()
+                for context in queue.contexts:
+                    assert context.evictable == self._num_evictable(context)
+                    assert context.is_cached == (queue is idlers.cached)

@@ -52,9 +52,9 @@ class Losses:
             return
         first = _first_index(context, set(extents))
         valid, missing = context.num_valid_pages, []
-        for table, live_from in zip(context.local, context.live_from, strict=True):
-            start, end = max(first, live_from), min(table.first, valid) if table.num_pages else valid
-            if start < end:
+        for group in context.groups:
+            table, start = group.local, max(first, group.live_from)
+            if start < (min(table.first, valid) if table.num_pages else valid):
                 missing.append(start)
         page_tokens = self._layout.page_tokens
         self._mirrors.cut(context, first * page_tokens)
@@ -89,25 +89,24 @@ class Losses:
         """Give up every page of the context."""
         self._local.release(context)
         self._mirrors.drop_all(context)
-        context.computed = context.start
-        context.live_from = [context.start // self._layout.page_tokens] * len(context.live_from)
+        context.begin_at(context.start)
 
     def _is_trimmed_behind(self, context: Context, position: int) -> bool:
         """Whether pages are gone, behind a window, that a token at `position` would read. Ancestors have what
         those before `start` need."""
         first_live, first = self._layout.first_live_page, context.start // self._layout.page_tokens
         return any(
-            live_from > max(first, first_live(group, position))
-            for group, live_from in enumerate(context.live_from)
+            group.live_from > max(first, first_live(number, position))
+            for number, group in enumerate(context.groups)
         )
 
 
 def _first_index(context: Context, extents: set[Extent]) -> int:
     """The lowest page index that one of these extents of the context's mirror holds."""
     found = []
-    for table in context.mirror:
-        index = table.first
-        for extent in table.extents:
+    for group in context.groups:
+        index = group.mirror.first
+        for extent in group.mirror.extents:
             if extent in extents:
                 found.append(index)
                 break

@@ -43,8 +43,10 @@ class Mirrors:
     def num_missing(self, context: Context, last: int) -> int:
         """Places that live pages below index `last` need and do not have."""
         missing = 0
-        for table, live_from in zip(context.mirror, context.live_from, strict=True):
-            missing += max(0, table.num_missing(live_from, last))
+        for group in context.groups:
+            lacking = group.mirror.num_missing(group.live_from, last)
+            if lacking > 0:
+                missing += lacking
         return missing
 
     def has_room(self, home: int, count: int) -> bool:
@@ -71,17 +73,18 @@ class Mirrors:
         missing = self.num_missing(context, last)
         pool = self.place_for_all(context, context.home, missing)
         if pool is not None:
-            for table, live_from in zip(context.mirror, context.live_from, strict=True):
-                table.grow(pool, live_from, last, context)
+            for group in context.groups:
+                group.mirror.grow(pool, group.live_from, last, context)
             return True
         if not self.has_room(context.home, missing):
             return False
         for pool in self._places(context.home, missing):
-            for table, live_from in zip(context.mirror, context.live_from, strict=True):
-                room = min(pool.num_free, table.num_missing(live_from, last))
+            for group in context.groups:
+                table = group.mirror
+                room = min(pool.num_free, table.num_missing(group.live_from, last))
                 if room > 0:
-                    start = table.end if table.num_pages else live_from
-                    table.grow(pool, live_from, start + room, context)
+                    start = table.end if table.num_pages else group.live_from
+                    table.grow(pool, group.live_from, start + room, context)
         return True
 
     def take(self, holder: Context | None, home: int, count: int) -> list[Extent]:
@@ -132,7 +135,7 @@ class Mirrors:
 
     def _current(self, context: Context, pools: list[int], count: int) -> PagePool | None:
         """The pool in which the context's mirror ends, if it is one of these and has room."""
-        extents = context.mirror[0].extents
+        extents = context.groups[0].mirror.extents
         if not extents:
             return None
         pool = extents[-1].segment.pool
@@ -169,14 +172,14 @@ class Mirrors:
         """Have no more than the positions before this one."""
         context.mirrored = context.mirror_target = min(context.mirrored, position)
         end = context.layout.num_pages(context.mirrored)
-        for table in context.mirror:
-            table.cut(end)
+        for group in context.groups:
+            group.mirror.cut(end)
 
     def drop_all(self, context: Context) -> int:
         """Release the whole mirror; how many pages it had."""
         dropped = 0
-        for table in context.mirror:
-            dropped += table.clear()
+        for group in context.groups:
+            dropped += group.mirror.clear()
         context.mirrored = context.mirror_target = context.start
         return dropped
 
@@ -198,6 +201,6 @@ class Mirrors:
 
     def held(self, context: Context) -> Iterator[Extent]:
         """All extents that the context has in tiers."""
-        for table in context.mirror:
-            yield from table.extents
+        for group in context.groups:
+            yield from group.mirror.extents
         yield from context.retired

@@ -1,6 +1,6 @@
 """Moves that runners have been told to make and have not reported."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 
 from msgspec import Struct
@@ -23,14 +23,15 @@ class Purpose(Enum):
     SHIFT = "shift"  # within the local pool, out of a segment that is to be empty
 
 
-class OpenMove(Struct, frozen=True):
-    """A move in flight. `runner` is the local pool of the device whose runner makes it."""
+class OpenMove(Struct, frozen=True, gc=False):
+    """A move in flight, of pages of `contexts`. `runner` is the local pool of the device whose runner makes
+    it."""
 
-    context: Context
+    contexts: Sequence[Context]
     purpose: Purpose
     runner: int
     move: Move
-    relocations: tuple[Relocation, ...] = ()  # of a RELOCATE or SHIFT
+    relocations: Sequence[Relocation] = ()  # of a RELOCATE or SHIFT
 
 
 class OpenMoves:
@@ -49,14 +50,15 @@ class OpenMoves:
 
     def start(
         self,
-        context: Context,
+        contexts: Sequence[Context],
         purpose: Purpose,
         runner: int,
         path: tuple[int, int],
         pages: tuple[list[int], list[int]],
-        relocations: tuple[Relocation, ...] = (),
+        relocations: Sequence[Relocation] = (),
     ) -> Move:
-        """A new move between the pools of `path`; `pages` are its source and destination pages."""
+        """A new move between the pools of `path`; `pages` are its source and destination pages. The contexts
+        have counted it among their moves in flight."""
         self._last_id += 1
         move = Move(
             move_id=self._last_id,
@@ -66,8 +68,7 @@ class OpenMoves:
             dst_pages=pages[1],
             urgent=purpose is Purpose.FETCH,
         )
-        self._open[self._last_id] = OpenMove(context, purpose, runner, move, relocations)
-        context.moves_in_flight += 1
+        self._open[self._last_id] = OpenMove(contexts, purpose, runner, move, relocations)
         return move
 
     def finish(self, move_id: int, duration_ns: int) -> OpenMove:
@@ -83,7 +84,7 @@ class OpenMoves:
         return [self._take(move_id) for move_id in lost]
 
     def of_context(self, context: Context) -> list[OpenMove]:
-        return [open_move for open_move in self._open.values() if open_move.context is context]
+        return [open_move for open_move in self._open.values() if context in open_move.contexts]
 
     def being_written(self) -> Iterator[Extent]:
         """What no table names yet: destinations of relocations and shifts."""
@@ -93,9 +94,11 @@ class OpenMoves:
 
     def touching(self, pool_id: int) -> set[Context]:
         """Contexts that are being moved from or to this pool."""
-        return {o.context for o in self._open.values() if pool_id in (o.move.src_pool, o.move.dst_pool)}
+        there = [o for o in self._open.values() if pool_id in (o.move.src_pool, o.move.dst_pool)]
+        return {context for open_move in there for context in open_move.contexts}
 
     def _take(self, move_id: int) -> OpenMove:
         taken = self._open.pop(move_id)
-        taken.context.moves_in_flight -= 1
+        for context in taken.contexts:
+            context.moves_in_flight -= 1
         return taken

@@ -7,6 +7,9 @@ from engine.memory.pool import Extent, PagePool
 if TYPE_CHECKING:
     from engine.memory.context import Context
 
+Part = tuple[PagePool, list[int]]
+"""Pages that lie in one pool"""
+
 
 class PageTable:
     """The pages with indices `first .. end - 1`, in extents; an index stands for `page_tokens` positions.
@@ -44,7 +47,7 @@ class PageTable:
         parts = self.parts(first, last)
         return parts[0][1] if len(parts) == 1 else [page for _, pages in parts for page in pages]
 
-    def parts(self, first: int, last: int) -> list[tuple[PagePool, list[int]]]:
+    def parts(self, first: int, last: int) -> list[Part]:
         """The same, in parts that lie in one pool each, with that pool."""
         if first >= last:
             return []
@@ -181,19 +184,19 @@ class PageTable:
         assert self.num_pages == sum(len(extent.pages) for extent in self.extents)
 
 
-class Paths(dict[PagePool, tuple[list[int], list[int]]]):
-    """Pages that are to be moved, by the pool at the far end: those there, and those here."""
+Paths = dict[PagePool, tuple[list[int], list[int]]]
+"""Pages that are to be moved, by the pool at the far end: those there, and those here"""
 
-    __slots__ = ()
 
-    def add(self, there: list[tuple[PagePool, list[int]]], here: list[int]) -> None:
-        """Pair the pages of `there`, by pool, with as many of `here`, in order."""
-        start = 0
-        for pool, pages in there:
-            own = here if len(pages) == len(here) else here[start : start + len(pages)]
-            start += len(pages)
-            if pool in self:
-                self[pool][0].extend(pages)
-                self[pool][1].extend(own)
-            else:
-                self[pool] = (pages, own)
+def pair(paths: Paths, there: list[Part], here: list[int]) -> None:
+    """Add to `paths` the pages of `there`, with as many of `here`, in order. The lists of both may be used."""
+    start = 0
+    for pool, pages in there:
+        own = here if len(there) == 1 else here[start : start + len(pages)]
+        start += len(pages)
+        known = paths.get(pool)
+        if known is None:
+            paths[pool] = (pages, own)
+        else:
+            known[0].extend(pages)
+            known[1].extend(own)

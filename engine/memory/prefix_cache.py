@@ -111,7 +111,7 @@ class PrefixCache:
             first = self._layout.first_live_page(group, position)
             for each in (context, *context.ancestors()):
                 start = each.start // self._page_tokens
-                if each.live_from[group] > max(first, start):
+                if each.groups[group].live_from > max(first, start):
                     return False
                 if start <= first:
                     break
@@ -149,8 +149,7 @@ class PrefixCache:
         self._need(parent)
         parent.children[child] = None
         child.parent = parent
-        child.start = child.computed = child.mirrored = child.mirror_target = parent.computed
-        child.live_from = [child.start // self._page_tokens] * len(child.live_from)
+        child.begin_at(parent.computed)
 
     def _need(self, context: Context) -> None:
         """One prompt more needs the context and its ancestors."""
@@ -192,13 +191,13 @@ class PrefixCache:
         if upper.is_cached:
             self._cached[upper] = None
         border = position // self._page_tokens
-        upper.live_from = [min(first, border) for first in context.live_from]
-        context.live_from = [max(first, border) for first in context.live_from]
         upper.mirrored = upper.mirror_target = min(context.mirrored, position)
         context.mirrored = context.mirror_target = max(context.mirrored, position)
-        for tables, others in ((context.local, upper.local), (context.mirror, upper.mirror)):
-            for table, other in zip(tables, others, strict=True):
-                table.give_before(border, other, upper)
+        for group, above in zip(context.groups, upper.groups, strict=True):
+            above.live_from = min(group.live_from, border)
+            group.live_from = max(group.live_from, border)
+            group.local.give_before(border, above.local, upper)
+            group.mirror.give_before(border, above.mirror, upper)
         if context.is_running:
             upper.is_running = True
             self._running[upper] = None
@@ -226,8 +225,7 @@ class PrefixCache:
         self._losses.release_all(context)
         self._take_out(context)
         self._unlink(context)
-        context.start = context.computed = context.mirrored = context.mirror_target = 0
-        context.live_from = [0] * len(context.live_from)
+        context.begin_at(0)
 
     def close(self, context: Context) -> None:
         """The context, which has no children, is not to be found any more. Its ancestors are its own until it
@@ -300,7 +298,7 @@ class PrefixCache:
         the tiers, of the rest the end is lost."""
         before, clean = context.num_local, context.num_clean_pages
         if context.is_dirty:
-            num_groups = sum([table.num_pages > 0 for table in context.local])
+            num_groups = sum([group.local.num_pages > 0 for group in context.groups])
             last = max(clean, context.num_valid_pages - -(-count // num_groups))
             self._losses.forget_from(context, last * self._page_tokens)
             self._local.recount(context)
@@ -319,7 +317,7 @@ class PrefixCache:
                 return False
             if self._may_go(context, asker):
                 victims.append(context)
-                short -= sum([table.num_pages for table in context.mirror])
+                short -= context.num_mirrored
                 if short <= 0:
                     break
         if short > 0:

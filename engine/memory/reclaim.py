@@ -2,6 +2,7 @@
 
 from engine.memory.context import Context
 from engine.memory.counters import StoreCounters
+from engine.memory.joined_moves import JoinedMoves
 from engine.memory.local_copies import LocalCopies
 from engine.memory.losses import Losses
 from engine.memory.mirrors import Cache, Mirrors
@@ -24,12 +25,14 @@ class Reclaim:
         moves: OpenMoves,
         losses: Losses,
         counters: StoreCounters,
+        page_bytes: int,
     ) -> None:
         self._local = local
         self._mirrors = mirrors
         self._moves = moves
         self._losses = losses
         self._counters = counters
+        self._page_bytes = page_bytes
         self.cache: Cache | None = None
         self._recalled: dict[tuple[int, int], None] = {}  # (pool id, segment)
         self._runners: dict[tuple[int | None, int], int | None] = {}  # (home, pool id) -> who moves
@@ -65,18 +68,18 @@ class Reclaim:
     def empty(self, runners: list[int]) -> list[tuple[int, Move]]:
         """Get everybody out who has no move in flight, now or with the moves returned: each with the local
         pool of its runner."""
-        moves: list[tuple[int, Move]] = []
+        joined = JoinedMoves(self._moves, Purpose.RELOCATE, self._page_bytes)
         self._runners.clear()
         found = [(c, extents) for c, extents in self._contexts() if not self._losses.drop_mirror(c)]
         if found and runners:
             count = sum([len(extent.pages) for _, extents in found for extent in extents])
             self._mirrors.lease_ahead(runners[0], count)
         for context, extents in found:
-            self._empty(context, extents, runners, moves)
-        return moves
+            self._empty(context, extents, runners, joined)
+        return joined.start()
 
     def _empty(
-        self, context: Context, extents: list[Extent], runners: list[int], moves: list[tuple[int, Move]]
+        self, context: Context, extents: list[Extent], runners: list[int], joined: JoinedMoves
     ) -> None:
         """Start moving these extents of an idle or partly local context to the best tiers that have room; if
         there is none for all of them, they are lost. Nothing happens if nobody is there to do it."""
@@ -92,10 +95,10 @@ class Reclaim:
             target = self._mirrors.place_for_all(None, runner, count)
             if target is not None:
                 relocations = [(extent, target.allocate(len(extent.pages), context)) for extent in own]
-                moves.append((runner, self._start(context, runner, pool, target, relocations)))
+                _join(joined, context, (runner, pool.pool_id, target.pool_id), relocations)
             elif self._mirrors.has_room(runner, count) or self._make_room(runner, count, context):
                 for each, relocations in self._new_places(context, own, runner).items():
-                    moves.append((runner, self._start(context, runner, pool, each, relocations)))
+                    _join(joined, context, (runner, pool.pool_id, each.pool_id), relocations)
             elif not context.is_family_moving():
                 self._losses.lose(context, own)
                 return
@@ -116,34 +119,25 @@ class Reclaim:
         return by_target
 
     def _split(self, context: Context, extent: Extent, count: int) -> Extent:
-        (table,) = (table for table in context.mirror if extent in table.extents)
-        return table.split(extent, count)
-
-    def _start(
-        self, context: Context, runner: int, source: PagePool, target: PagePool, relocations: list[Relocation]
-    ) -> Move:
-        src_pages: list[int] = []
-        dst_pages: list[int] = []
-        for old, new in relocations:
-            src_pages += old.pages
-            for extent in new:
-                dst_pages += extent.pages
-        path, pages = (source.pool_id, target.pool_id), (src_pages, dst_pages)
-        return self._moves.start(context, Purpose.RELOCATE, runner, path, pages, tuple(relocations))
+        (mirror,) = (group.mirror for group in context.groups if extent in group.mirror.extents)
+        return mirror.split(extent, count)
 
     def finish(self, done: OpenMove) -> None:
         """The copies are good: they are the mirror now."""
         for old, new in done.relocations:
-            for table in done.context.mirror:
-                if old in table.extents:
-                    table.replace(old, new)
-            done.context.retired.append(old)
+            context = old.holder
+            assert context is not None
+            for group in context.groups:
+                if old in group.mirror.extents:
+                    group.mirror.replace(old, new)
+            context.retired.append(old)
         self._counters.relocated_pages += len(done.move.src_pages)
 
     def undo(self, lost: OpenMove) -> None:
         """The runner is gone before the copies were complete."""
-        for _, new in lost.relocations:
-            lost.context.retired += new
+        for old, new in lost.relocations:
+            assert old.holder is not None
+            old.holder.retired += new
 
     def _make_room(self, runner: int, count: int, context: Context) -> bool:
         return self.cache is not None and self.cache.make_room_in_tiers(runner, count, context)
@@ -159,6 +153,18 @@ class Reclaim:
 
 def _by_age(found: tuple[Context, list[Extent]]) -> int:
     return found[0].serial
+
+
+def _join(
+    joined: JoinedMoves, context: Context, way: tuple[int, int, int], relocations: list[Relocation]
+) -> None:
+    src_pages: list[int] = []
+    dst_pages: list[int] = []
+    for old, new in relocations:
+        src_pages += old.pages
+        for extent in new:
+            dst_pages += extent.pages
+    joined.add(context, way, src_pages, dst_pages, relocations)
 
 
 def _by_pool(extents: list[Extent]) -> list[tuple[PagePool, list[Extent]]]:

@@ -51,11 +51,13 @@ class ContextStore:
         self.counters = StoreCounters()
         self.contexts: dict[Context, None] = {}  # in order of opening
         self._running: dict[Context, None] = {}
-        self._local = LocalCopies(layout, self.counters)
+        self._local = LocalCopies(self.counters)
         self._mirrors = Mirrors(self.placement)
         self._moves = OpenMoves(self.counters)
         self._losses = Losses(layout, self._local, self._mirrors, self.counters)
-        self._reclaim = Reclaim(self._local, self._mirrors, self._moves, self._losses, self.counters)
+        self._reclaim = Reclaim(
+            self._local, self._mirrors, self._moves, self._losses, self.counters, layout.page_bytes
+        )
         self._vacating = Vacating(self._local, self._mirrors, self._moves, self._losses)
         self._copying = Copying(self._local, self._mirrors, self._moves, self._losses, self._running)
         self._departures = Departures(self._local)
@@ -180,19 +182,18 @@ class ContextStore:
 
     def mirror_cached(self, pool_id: int) -> list[Move]:
         """Copy out some cached contexts, if their room will soon be wanted and there is some in the tiers."""
-        pool, moves = self._local.pools[pool_id], []
+        pool = self._local.pools[pool_id]
         if self._prefixes is None or pool.num_free >= pool.num_usable * CACHE_MIRROR_FREE:
             return []
-        for context in list(islice(self._local.cached_dirty(pool_id), CACHE_MIRROR_BATCH)):
-            moves += self.mirror(context, whole=True)
-        return moves
+        dirty = list(islice(self._local.cached_dirty(pool_id), CACHE_MIRROR_BATCH))
+        return self._copying.mirror(dirty, whole=True)
 
     def num_cached_pages(self) -> dict[int, int]:
         """Pages of contexts that no prompt needs, by pool, of those that have some."""
         counts: dict[int, int] = {}
         for context in self._prefixes.contexts() if self._prefixes is not None else ():
-            for table in (*context.local, *context.mirror):
-                for extent in table.extents:
+            for group in context.groups:
+                for extent in (*group.local.extents, *group.mirror.extents):
                     pool_id = extent.segment.pool.pool_id
                     counts[pool_id] = counts.get(pool_id, 0) + len(extent.pages)
         return counts
@@ -252,23 +253,20 @@ class ContextStore:
     def _bring(self, context: Context, pool_id: int, end: int) -> list[Move]:
         """Have all that is live of the context below `end` in this pool, where there is room."""
         self._local.wake(context)
-        old = self._departures.leave(context) if context.home not in (pool_id, None) else []
+        if context.home != pool_id:
+            self._departures.leave(context)
         if self._prefixes is not None and context.indexed_at not in (None, pool_id):
             self._prefixes.move(context, pool_id)
         context.home = pool_id
-        valid = context.num_valid_pages
-        fetch_until = [min(t.first, valid) if t.num_pages else valid for t in context.local]
-        added = self._local.allocate(context, end)
         context.is_running = True
         self._running[context] = None
-        return self._copying.fetch(context, fetch_until, added, old) if valid else []
+        return self._copying.bring(context, end)
 
     def awaited(self, context: Context) -> list[int]:
         """Moves in flight that bring pages of the context or its ancestors: its slice waits for them."""
-        moves = context.fetches[:] if context.arriving is not None else []
+        moves = context.fetches[:]
         for each in context.ancestors():
-            if each.arriving is not None:
-                moves += each.fetches
+            moves += each.fetches
         return moves
 
     def extend(self, context: Context, end: int) -> list[list[int]] | None:
@@ -279,7 +277,8 @@ class ContextStore:
         self.trim(context)
         if not self._local.make_room(context.home, context.num_absent(end)):
             return None
-        return [pages[:] for pages in self._local.allocate(context, end)]
+        last = self.layout.num_pages(end)
+        return [self._local.allocate(context, group, last)[:] for group in context.groups]
 
     def stop(self, context: Context) -> None:
         """The runner has ended the context's slice. Pages that it did not use come back; the others stay
@@ -306,22 +305,19 @@ class ContextStore:
         if not context.is_closing and context.home is not None:
             self._local.cut(context, context.num_valid_pages)
             self.trim(context)
-            if context.num_local:
-                self._local.rest(context)
-            else:
-                self._local.release(context)
+            self._local.rest(context)
 
     def trim(self, context: Context) -> None:
         """Release what lies behind sliding windows, local and mirrored, unless a move may touch it."""
         if context.moves_in_flight or not self._windowed:
             return
-        for group in self._windowed:
+        for number in self._windowed:
             border = context.computed - context.computed % self.layout.page_tokens  # where others may begin
-            first = self.layout.first_live_page(group, border)
-            if first > context.live_from[group]:
-                context.live_from[group] = first
-                context.local[group].drop_before(first)
-                context.mirror[group].drop_before(first)
+            first, group = self.layout.first_live_page(number, border), context.groups[number]
+            if first > group.live_from:
+                group.live_from = first
+                group.local.drop_before(first)
+                group.mirror.drop_before(first)
 
     # ------------------------------------------------------------------ mirrors
 
@@ -330,7 +326,12 @@ class ContextStore:
 
         Empty if there is nothing to copy, no room in any tier, or a move in flight.
         """
-        return self._copying.mirror(context, whole=whole)
+        return self._copying.mirror((context,), whole=whole)
+
+    def mirror_idle(self, pool_id: int) -> list[Move]:
+        """Copy out all of the contexts that prompts need, have pages in this pool and do not run, so that
+        their pages can be had for free."""
+        return self._copying.mirror(self._local.idle_dirty(pool_id), whole=True)
 
     def idle_dirty(self, pool_id: int) -> list[Context]:
         """Contexts with pages in this pool that do not run, are not mirrored, and are not being mirrored."""
@@ -349,15 +350,15 @@ class ContextStore:
     def finish_move(self, move_id: int, duration_ns: int) -> None:
         """All bytes of the move have arrived."""
         done = self._moves.finish(move_id, duration_ns)
-        context = done.context
         if done.purpose is Purpose.RELOCATE:
             self._reclaim.finish(done)
         elif done.purpose is Purpose.SHIFT:
             self._vacating.finish(done)
-        if not context.moves_in_flight:
-            context.mirrored = context.mirror_target
-            self._settle(context)
-            self._local.recount(context)
+        for context in done.contexts:
+            if not context.moves_in_flight:
+                context.mirrored = context.mirror_target
+                self._settle(context)
+                self._local.recount(context)
 
     def lose_moves(self, pool_id: int) -> None:
         """The runner of this pool is gone, and with it every move that it had not reported. A context that
@@ -365,7 +366,7 @@ class ContextStore:
         lost_moves = self._moves.lose(pool_id)
         for lost in lost_moves:
             self._undo(lost)
-        for context in dict.fromkeys(lost.context for lost in lost_moves):
+        for context in dict.fromkeys(context for lost in lost_moves for context in lost.contexts):
             if not context.moves_in_flight:
                 if context in self._departures and not context.is_closing:
                     self._departures.undo(context)
@@ -456,21 +457,24 @@ class ContextStore:
 
     def _undo(self, lost: OpenMove) -> None:
         """What the move should have written is nobody's again."""
-        context = lost.context
         if lost.purpose is Purpose.RELOCATE:
             self._reclaim.undo(lost)
-        elif lost.purpose is Purpose.SHIFT:
+            return
+        if lost.purpose is Purpose.SHIFT:
             self._vacating.undo(lost)
-        elif lost.purpose is Purpose.MIRROR:
-            self._mirrors.cut(context, context.mirrored)
-        elif context.arriving is not None and context not in self._departures:
-            self._local.drop_arriving(context)
+            return
+        for context in lost.contexts:
+            if lost.purpose is Purpose.MIRROR:
+                self._mirrors.cut(context, context.mirrored)
+            elif context.fetches and context not in self._departures:
+                self._local.drop_arriving(context)
 
     def _settle(self, context: Context) -> None:
         """Once nothing touches the context any more: free what it left behind, and all of it if closed."""
         if context.moves_in_flight:
             return
-        context.arriving = None
+        if context.fetches:
+            context.fetches = []
         if context.retired:
             self._mirrors.release_retired(context)
         if self._departures:
@@ -487,8 +491,8 @@ class ContextStore:
             context.check_integrity()
             assert context.moves_in_flight == len(self._moves.of_context(context))
             assert context.is_running == (context in self._running)
-            for table in context.local:
-                for extent in table.extents:
+            for group in context.groups:
+                for extent in group.local.extents:
                     assert extent.segment.pool.pool_id == context.home
                     held[extent.segment.pool].append(extent)
             for extent in self._mirrors.held(context):

@@ -42,7 +42,8 @@ class Vacating:
             shifts = tuple((old, pool.allocate(len(old.pages), context)) for old in extents)
             dst_pages = [page for _, places in shifts for new in places for page in new.pages]
             path, pages = (pool.pool_id, pool.pool_id), (src_pages, dst_pages)
-            move = self._moves.start(context, Purpose.SHIFT, pool.pool_id, path, pages, shifts)
+            context.moves_in_flight += 1
+            move = self._moves.start((context,), Purpose.SHIFT, pool.pool_id, path, pages, shifts)
             self._local.recount(context)
             return [move]
         self._local.drop_clean(context)
@@ -54,17 +55,17 @@ class Vacating:
 
     def finish(self, done: OpenMove) -> None:
         """The copies are good: they are the context's now."""
-        context = done.context
+        (context,) = done.contexts
         self._shifting.discard(context)
         for old, new in done.relocations:
-            for table in context.local:
-                if old in table.extents:
-                    table.replace(old, new)
+            for group in context.groups:
+                if old in group.local.extents:
+                    group.local.replace(old, new)
             old.segment.pool.release(old)
 
     def undo(self, lost: OpenMove) -> None:
         """The runner is gone before the copies were complete."""
-        self._shifting.discard(lost.context)
+        self._shifting.difference_update(lost.contexts)
         for _, places in lost.relocations:
             for new in places:
                 new.segment.pool.release(new)

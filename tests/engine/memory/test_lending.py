@@ -72,7 +72,7 @@ class Borrower:
             end = context.computed + source.randint(1, 16)
             self.moves += store.prepare(context, self.pool.pool_id, end) or []
             return
-        credit = context.local[0].end * store.layout.page_tokens - context.computed
+        credit = context.groups[0].local.end * store.layout.page_tokens - context.computed
         if not context.moves_in_flight:  # a slice starts when its pages are there
             context.computed += source.randint(0, credit)
         if source.random() < 0.4:
@@ -183,7 +183,7 @@ class Operations:
                 for byte in range(page * tier.page_bytes, (page + 1) * tier.page_bytes, 32)
             }
             for context in borrower.store.contexts:
-                for page in (page for table in context.local for page in table.pages()):
+                for page in (page for group in context.groups for page in group.local.pages()):
                     assert not lent & set(range(page * owner.page_bytes, (page + 1) * owner.page_bytes, 32))
 
     def check_withdrawn(self) -> None:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from engine.memory.page_table import PageTable, Paths
+from engine.memory.page_table import PageTable, Paths, pair
 from engine.memory.pool import PagePool
 
 
@@ -50,8 +50,8 @@ def test_parts_join_neighbours_in_one_pool_only():
     table.grow(far, 3, 15, None)
     assert [(pool.pool_id, len(pages)) for pool, pages in table.parts(3, 15)] == [(1, 10), (2, 2)]
     assert table.parts(5, 5) == []
-    paths = Paths()
-    paths.add(table.parts(11, 14), [7, 8, 9])
+    paths: Paths = {}
+    pair(paths, table.parts(11, 14), [7, 8, 9])
     assert paths == {near: (table.between(11, 13), [7, 8]), far: (table.between(13, 14), [9])}
 
 

@@ -200,11 +200,11 @@ class Operations:
         if not context.is_running:
             self.start(prompt, self.random.choice([LOCAL, OTHER]))
         elif not store.awaited(context) and self.random.random() < 0.5:
-            credit = context.local[0].end * PAGE - context.computed
+            credit = context.groups[0].local.end * PAGE - context.computed
             context.computed += self.random.randint(0, min(credit, len(prompt.ids) - 1 - context.computed))
         elif self.random.random() < 0.5:
             store.extend(
-                context, min(context.local[0].end * PAGE + self.random.randint(1, 8), len(prompt.ids))
+                context, min(context.groups[0].local.end * PAGE + self.random.randint(1, 8), len(prompt.ids))
             )
         else:
             store.stop(context)

@@ -120,7 +120,7 @@ def test_pages_behind_the_window_come_back_while_it_runs():
     added = store.extend(context, 32)
     assert added is not None
     assert [len(pages) for pages in added] == [2, 2]
-    assert context.live_from == [0, 3]
+    assert [group.live_from for group in context.groups] == [0, 3]
     assert context.slice_tables()[1][:3] == [0, 0, 0]
     store.check_integrity()
 
@@ -225,7 +225,7 @@ class Operations:
             store.stop(context)
 
     def credit(self, context):
-        return context.local[0].end * self.store.layout.page_tokens - context.computed
+        return context.groups[0].local.end * self.store.layout.page_tokens - context.computed
 
     def lose(self, pool, *, trusted):
         lost = [context for context in self.store.contexts if context.home == pool]
