@@ -21,13 +21,11 @@ from statistics import median
 
 import torch
 
-from bench.move_kernels import CANDIDATES
 from bench.movers import ENGINES, Mover, Ways, kernel, large_rate
 from engine.memory.regions import create_region, receive_descriptors, send_descriptors
-from engine.memory.transfer_cuda import CudaTransfers, MovePages, MoveTuning
+from engine.memory.transfer_cuda import CudaTransfers, MoveTuning
 from engine.messages import Attach, PoolSpec
 from engine.model_runner.cuda_device import CudaDevice
-from engine.model_runner.cuda_device import move as move_by_kernel
 
 LOCAL, PEER, HOST = 0, 1, 2
 PAGE_KIB = (2048, 64)
@@ -52,7 +50,6 @@ class Variant:
     tuning: MoveTuning
     run_pages: int = 1
     is_sorted: bool = False
-    move_pages: MovePages = move_by_kernel
 
 
 VARIANTS: dict[str, Variant] = {
@@ -63,11 +60,6 @@ VARIANTS: dict[str, Variant] = {
     "engines, runs of 8 pages": Variant(ENGINES, run_pages=8),
     **{f"kernel, {programs} programs": Variant(kernel(programs)) for programs in (16, 32, 64, 132)},
     "kernel, 64 programs, sorted by source": Variant(kernel(64), is_sorted=True),
-    **{
-        f"{name}, {programs} programs": Variant(kernel(programs), move_pages=move_pages)
-        for name, move_pages in CANDIDATES.items()
-        for programs in (32, 64, 132)
-    },
 }
 
 
@@ -246,7 +238,7 @@ class Check:
         return f"{rates[0] / limit:.3f} ({rates[1] / limit:.3f})"
 
     def mover(self, variant: Variant) -> Mover:
-        return Mover(self.pools, self.compute, variant.tuning, variant.move_pages)
+        return Mover(self.pools, self.compute, variant.tuning)
 
     def host_ms(self, variant: Variant) -> float:
         """What the first look at a fetch of 2,048 pages takes the runner's loop."""

@@ -15,7 +15,7 @@ from cuda.bindings import runtime
 from engine.memory.cuda_calls import unwrap
 from engine.memory.cuda_copy import driver_batch_copy
 from engine.memory.regions import receive_descriptors
-from engine.memory.transfer_cuda import CudaPool, CudaTransfers, MovePages, MoveTuning
+from engine.memory.transfer_cuda import CudaPool, CudaTransfers, MoveTuning
 from engine.messages import Move
 from engine.model_runner.cuda_device import move as move_by_kernel
 
@@ -24,13 +24,13 @@ Ways = Sequence[tuple[int, int]]
 """(source pool, destination pool) of moves that go at once."""
 
 
-ENGINES = MoveTuning(engine_run_bytes=0)
+ENGINES = MoveTuning(engine_run_bytes=0, relay_programs=0)
 """All moves on the copy engines."""
 
 
 def kernel(programs: int) -> MoveTuning:
     """All moves between GPUs by a kernel of so many programs, if nothing computes."""
-    return MoveTuning(engine_run_bytes=2**62, kernel_programs=programs)
+    return MoveTuning(engine_run_bytes=2**62, kernel_programs=programs, relay_programs=programs)
 
 
 class Mover:
@@ -41,10 +41,9 @@ class Mover:
         pools: Pools,
         compute: torch.cuda.Stream,
         tuning: MoveTuning | None = None,
-        move_pages: MovePages = move_by_kernel,
     ) -> None:
         place = torch.device("cuda", 0)
-        self._transfers = CudaTransfers(place, pools, compute, move_pages, driver_batch_copy(), tuning)
+        self._transfers = CudaTransfers(place, pools, compute, move_by_kernel, driver_batch_copy(), tuning)
         self._pools = pools
         self._num_moves = 0
         self.open: dict[int, Move] = {}

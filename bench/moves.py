@@ -246,16 +246,18 @@ class Bench:
         """Move 20 GiB out of the lender, as the borrower's runner does when it wants them back."""
         count = RECLAIM_BYTES // self.page_bytes
         mover = Mover(self.pools, self.compute)
-        totals, firsts = [], []
+        totals, firsts, queued = [], [], []
         for _ in range(3):
             src_pages, dst_pages = self.pages_of(PEER, count), self.pages_of(dst, count)
             began = time.perf_counter()
             mover.submit((PEER, dst), src_pages, dst_pages, RECLAIM_PAGES)
+            queued.append(time.perf_counter() - began)
             first = mover.finish()
             totals.append(time.perf_counter() - began)
             firsts.append((first or began) - began)
         mover.close()
         text = f"{median(totals) * 1e3:.0f} ms, first pages after {median(firsts) * 1e3:.1f} ms"
+        text += f" ({median(queued) * 1e3:.1f} of them to queue the moves)"
         self.rows.append((f"reclaim of 20 GiB to {name}", "as served", text, "", "", "", wanted))
 
     def table(self) -> str:

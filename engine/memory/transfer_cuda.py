@@ -4,7 +4,8 @@
 Copy engines make them: alone they are the fastest way for large pages, and they take nothing from the compute
 but memory bandwidth. A kernel, however small, occupies multiprocessors for which steps wait whose kernels are
 sized for the whole GPU: it is for small scattered pages between GPUs, while the compute stream has nothing to
-do. docs/benchmarks.md has the figures.
+do, and for pages that one lender passes on to another, which a copy engine here would carry at a quarter of
+the links' speed, while somebody waits for the memory. docs/benchmarks.md has the figures.
 
 No page is read before its move is complete, and none is written or freed while anything may read it:
 
@@ -47,9 +48,9 @@ programs to use; on the current stream."""
 BATCH_PEER_BYTES, BATCH_HOST_BYTES, BATCH_PAGES = 2**28, 2**25, 4096
 
 # How far the device may be behind, at least and at most: a step of tens of milliseconds may pass between two
-# looks of the runner's loop. Kernels are launched while nothing computes, when it looks often; few at a time,
-# for a step may begin.
-AHEAD_PEER_BYTES, AHEAD_HOST_BYTES, AHEAD_KERNEL_BYTES = (2**32, 2**34), (2**27, 2**31), 2**29
+# looks of the runner's loop. Kernels for small pages are launched while nothing computes, when it looks
+# often; few at a time, for a step may begin.
+AHEAD_PEER_BYTES, AHEAD_HOST_BYTES, AHEAD_KERNEL_BYTES = (2**32, 2**34), (2**27, 2**31), 2**30
 
 PEER_BYTES_PER_S, HOST_BYTES_PER_S = 2**39, 2**36  # a little more than links have
 
@@ -59,11 +60,13 @@ TURN_COPIES = 2048  # launched at one look, or little more, so that launching do
 @dataclass(frozen=True, slots=True)
 class MoveTuning:
     """Who moves pages between GPUs: the kernel, with so many programs, if nothing computes and the copies of
-    a batch would be of less than `engine_run_bytes` on the average; else the copy engines.
+    a batch would be of less than `engine_run_bytes` on the average; the kernel with `relay_programs` from
+    lender to lender; else the copy engines.
     """
 
     engine_run_bytes: int = 2**19
     kernel_programs: int = 64
+    relay_programs: int = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,14 @@ class CudaPool:
     @property
     def page_bytes(self) -> int:
         return self.pages.shape[1]
+
+
+class Mover(Enum):
+    """Who moves a batch."""
+
+    ENGINES = "copy engines"
+    IDLE_KERNEL = "the kernel, while nothing computes"
+    RELAY = "the kernel, from lender to lender"
 
 
 class Path(Enum):
@@ -168,28 +179,35 @@ class CudaTransfers:
         """Launch batches until the lane is ahead enough, or they are `room` copies; how many they were."""
         lane, num_copies = path_lane.lane, 0
         while num_copies < room and lane.has_waiting:
-            by_kernel = self._may_use_kernel(lane.peek())
-            if lane.ahead_bytes >= (AHEAD_KERNEL_BYTES if by_kernel else path_lane.lookahead.ahead_bytes):
+            mover = self._mover(lane.peek())
+            is_idle = mover is Mover.IDLE_KERNEL
+            if lane.ahead_bytes >= (AHEAD_KERNEL_BYTES if is_idle else path_lane.lookahead.ahead_bytes):
                 break
             page_bytes = self.pools[lane.peek().move.src_pool].page_bytes
             batch = lane.take(path_lane.batch_pages(page_bytes))
             num_bytes, pages = batch.num_pages * page_bytes, batch.page_lists()
             runs = page_runs(*pages)
+            if is_idle and num_bytes >= self._tuning.engine_run_bytes * len(runs):
+                mover = Mover.ENGINES
             with torch.cuda.stream(path_lane.stream):
                 start = _mark()
-                if by_kernel and num_bytes < self._tuning.engine_run_bytes * len(runs):
-                    self._copy_by_kernel(batch, pages)
-                else:
+                if mover is Mover.ENGINES:
                     self._copy(batch, runs, path_lane.stream)
                     num_copies += len(runs)
+                else:
+                    self._copy_by_kernel(batch, pages, mover)
                 lane.launch(batch, num_bytes, start, _mark())
         return num_copies
 
-    def _may_use_kernel(self, listed: ListedMove) -> bool:
-        """Whether the pages are small ones between GPUs and nothing computes."""
+    def _mover(self, listed: ListedMove) -> Mover:
+        """Who is to move these pages, if they are far enough apart."""
         src, dst = (self.pools[pool] for pool in listed.pools)
+        if src.is_host or dst.is_host:
+            return Mover.ENGINES
+        if not (src.is_local or dst.is_local) and self._tuning.relay_programs:
+            return Mover.RELAY
         is_small = src.page_bytes < self._tuning.engine_run_bytes
-        return is_small and not src.is_host and not dst.is_host and self._compute.query()
+        return Mover.IDLE_KERNEL if is_small and self._compute.query() else Mover.ENGINES
 
     def _copy(self, batch: Batch, runs: PageRuns, stream: torch.cuda.Stream) -> None:
         src, dst = (self.pools[pool] for pool in batch.pools)
@@ -201,14 +219,16 @@ class CudaTransfers:
             stream.cuda_stream,
         )
 
-    def _copy_by_kernel(self, batch: Batch, pages: tuple[PageList, PageList]) -> None:
+    def _copy_by_kernel(self, batch: Batch, pages: tuple[PageList, PageList], mover: Mover) -> None:
         """The page lists on the device begin at multiples of 16 bytes: the kernel was compiled for that."""
+        tuning = self._tuning
+        programs = tuning.relay_programs if mover is Mover.RELAY else tuning.kernel_programs
         count = batch.num_pages
         lists = torch.empty(2, -(-count // 4) * 4, dtype=torch.int32, pin_memory=True)
         lists.numpy()[:, :count] = pages
         sent = lists.to(self._device, non_blocking=True)
         src, dst = (self.pools[pool].pages.view(torch.int32) for pool in batch.pools)
-        self._move_pages(src, dst, sent[0, :count], sent[1, :count], self._tuning.kernel_programs)
+        self._move_pages(src, dst, sent[0, :count], sent[1, :count], programs)
 
 
 def _make_lane(path: Path, device: torch.device) -> PathLane:

@@ -35,7 +35,7 @@ LONG_SLEEP_CYCLES = 2**31  # more than a second
 
 TUNINGS = {
     "served": MoveTuning(),
-    "engines": MoveTuning(engine_run_bytes=0),
+    "engines": MoveTuning(engine_run_bytes=0, relay_programs=0),
     "kernel": MoveTuning(engine_run_bytes=2**62, kernel_programs=8),
 }
 
@@ -179,11 +179,19 @@ def test_moves_of_all_paths_at_once_keep_their_bytes(rig: Rig, tuning: MoveTunin
         pages.copy_(torch.randint(0, 256, pages.shape, dtype=torch.uint8))
     synchronize()
     before = {pool: pages.cpu() for pool, pages in pools.items()}
-    paths = [(PEER, LOCAL), (LOCAL, PEER), (HOST, LOCAL), (LOCAL, HOST), (PEER, HOST), (LOCAL, LOCAL)]
+    paths = [
+        (PEER, LOCAL),
+        (LOCAL, PEER),
+        (HOST, LOCAL),
+        (LOCAL, HOST),
+        (PEER, HOST),
+        (PEER, PEER),
+        (LOCAL, LOCAL),
+    ]
     free = {pool: random_pages(pool, NUM_PAGES) for pool in pools}
     moves = []
     for move_id, (src, dst) in enumerate(paths):
-        src_pages, dst_pages = ([free[pool].pop() for _ in range(99)] for pool in (src, dst))
+        src_pages, dst_pages = ([free[pool].pop() for _ in range(80)] for pool in (src, dst))
         src_pages[:33], dst_pages[:33] = sorted(src_pages[:33]), sorted(dst_pages[:33])
         moves.append(
             Move(move_id=move_id, src_pool=src, dst_pool=dst, src_pages=src_pages, dst_pages=dst_pages)
