@@ -37,23 +37,31 @@ FREE_LINK = LinkSpeed(None)
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """`cost` is of a step of the model; a move of n bytes takes n / `hbm_bytes_per_s` from the compute that
-    runs beside it."""
+    """`cost` is of a step of the model, as the engine knows it. What it does not know: a prefilled
+    token takes `attention_ns` for every position that it looks back on, and a move of n bytes takes
+    n / `hbm_bytes_per_s` from the compute that runs beside it."""
 
     cost: CostModel
     hbm_bytes_per_s: float
+    attention_ns: float = 0.0
 
 
 GPUS = {
     "h200": Gpu(
-        CostModel(step_ns=4.6e6, decode_ns=8e3, prefill_ns=1e9 / 43_000, context_ns=131_072 / 3_900), 4.18e12
+        CostModel(step_ns=4.6e6, decode_ns=8e3, prefill_ns=1e9 / 43_000, context_ns=131_072 / 3_900),
+        4.18e12,
+        1.3,
     ),
     "h100": Gpu(
-        CostModel(step_ns=6.4e6, decode_ns=15e3, prefill_ns=1e9 / 43_500, context_ns=131_072 / 3_200), 3.02e12
+        CostModel(step_ns=6.4e6, decode_ns=15e3, prefill_ns=1e9 / 43_500, context_ns=131_072 / 3_200),
+        3.02e12,
+        1.3,
     ),
 }
 """Llama-3.1-8B in bf16, 128 KiB of K and V per token. h200: the model of "Policies, simulated", which
-reproduces vLLM 0.23.0 under overload. h100: fitted to the same engine's decode steps at batch 1 to 256."""
+reproduces vLLM 0.23.0 under overload. h100: fitted to the same engine's decode steps at batch 1 to 256.
+Attention of prefill is 4 x 4,096 x 32 operations for a token and a position, at 400 TFLOP/s: between what
+prompts of 4,096 tokens show in steps of 2,048 tokens (330) and of 8,192 (445)."""
 
 
 def read_cost(path: Path) -> CostModel:

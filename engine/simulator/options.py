@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +14,6 @@ from engine.simulator.hardware import (
     LLAMA_8B,
     PEER_LINK,
     Cluster,
-    Gpu,
     HardwareError,
     read_cost,
 )
@@ -63,7 +63,9 @@ def make_cluster(options: argparse.Namespace) -> Cluster:
     """Raises HardwareError if the cost model cannot be read."""
     gpu = GPUS[options.gpu]
     if options.cost is not None:
-        gpu = Gpu(read_cost(options.cost), gpu.hbm_bytes_per_s)
+        gpu = replace(gpu, cost=read_cost(options.cost))
+    if options.attention_ns is not None:
+        gpu = replace(gpu, attention_ns=options.attention_ns)
     page_bytes = LLAMA_8B.page_bytes
     free = options.moves == "free"
     return Cluster(
@@ -173,6 +175,12 @@ def _cluster_options(group: "argparse._ArgumentGroup") -> None:
         type=Path,
         metavar="FILE",
         help="step times as the engine fitted them, a JSON CostModel (those of --gpu)",
+    )
+    add(
+        "--attention-ns",
+        type=_form(_not_negative),
+        metavar="NS",
+        help="a prefilled token, for every position before it (that of --gpu)",
     )
     add(
         "--pool",

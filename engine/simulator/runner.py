@@ -32,6 +32,7 @@ class SimulatedRunner:
         self._depth = cluster.depth
         self._lead_ns = cluster.lead_ns
         self._cost = cluster.gpu.cost
+        self._attention_ns = cluster.gpu.attention_ns
         self._hbm_ns_per_page = cluster.layout.page_bytes * 1e9 / cluster.gpu.hbm_bytes_per_s
         self._runs = RunTable(max_batch=cluster.max_batch, max_step_tokens=cluster.max_step_tokens)
         page_bytes = cluster.layout.page_bytes
@@ -91,7 +92,8 @@ class SimulatedRunner:
             context = sum([run.fed for run in flight.decoding])
             context += sum(run.fed for run, _, _ in flight.others)
             step_ns = cost.step_ns + cost.decode_ns * num_decoding + cost.context_ns * context
-            step_ns = round(step_ns + cost.prefill_ns * num_prefilled + self._owed_ns)
+            step_ns += cost.prefill_ns * num_prefilled + self._attention_ns * flight.num_attended()
+            step_ns = round(step_ns + self._owed_ns)
             self._owed_ns = 0.0
             now_ns = self._events.now_ns
             start_ns = max(now_ns, self._free_at_ns)

@@ -46,6 +46,10 @@ class Flight:
     def num_prefilled(self) -> int:
         return sum(count for _, count, _ in self.others)
 
+    def num_attended(self) -> int:
+        """Positions that its prefilled tokens look back on, summed over the tokens."""
+        return sum(count * run.fed - count * (count - 1) // 2 for run, count, _ in self.others)
+
 
 class RunTable:
     """See `SliceTable`, whose methods these are; `take` also returns the seeds of the prompts that got a

@@ -1,5 +1,7 @@
 """Known cases whose times can be worked out by hand, and what must hold whatever the policy."""
 
+from dataclasses import replace
+
 import pytest
 
 from engine.messages import CostModel
@@ -53,6 +55,14 @@ def test_one_prompt_takes_its_steps():
     _, [record] = simulate(1)
     assert record.ttft_s == pytest.approx(0.010)
     assert record.completion_s == pytest.approx(0.500)
+
+
+def test_prefill_pays_for_the_positions_that_it_looks_back_on():
+    gpu = replace(GPU, attention_ns=1000.0)
+    for max_step_tokens, num_steps in ((2048, 1), (16, 4)):
+        _, [record] = simulate(1, output=1, gpu=gpu, max_step_tokens=max_step_tokens)
+        attention_s = sum(range(1, 65)) * 1e-6  # however the prompt was cut into chunks
+        assert record.ttft_s == pytest.approx(0.010 * num_steps + attention_s)
 
 
 @pytest.mark.parametrize("policy", ["cfs", "eevdf", "fcfs", "vtc"])
