@@ -3,11 +3,12 @@
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from statistics import median
 
 import torch
+from transformers import PreTrainedModel
 
 from engine.memory.page import PageLayout
 from engine.messages import Sampling
@@ -105,6 +106,8 @@ class Rig:
     """An executor over a pool, and its pages in random order."""
 
     executor: CudaExecutor
+    model: PreTrainedModel
+    pool: torch.Tensor
     layout: PageLayout
     pages: list[int]
     weight_bytes: int  # read in every step: all but the embedding
@@ -120,11 +123,23 @@ class Rig:
             for slot in range(num_rows)
         ]
 
+    def compiled_again(self, options: StepOptions) -> "Rig":
+        """The same model and pool in an executor of their own, nothing captured."""
+        executor = CudaExecutor(self.model, self.layout, self.pool, options, stream=torch.cuda.Stream())
+        executor.prepare(lambda stage, fraction: None, capture=False)
+        return replace(self, executor=executor)
+
 
 def make_rig(
-    options: StepOptions, num_pages: int, *, capture: bool = True, grammars: Grammars | None = None
+    options: StepOptions,
+    num_pages: int,
+    *,
+    capture: bool = True,
+    grammars: Grammars | None = None,
+    num_layers: int | None = None,
 ) -> Rig:
-    """A dummy model of the Llama-3.1-8B shape, ready to run. Says how long each part took."""
+    """A dummy model of the Llama-3.1-8B shape, or of so many of its layers, ready to run. Says how long each
+    part took."""
     from engine.model_runner import attention, families
     from engine.model_runner.sources.cache import cache_root
     from engine.model_runner.sources.dummy import dummy_config, random_model
@@ -139,6 +154,8 @@ def make_rig(
         start = time.perf_counter()
 
     config = dummy_config(SHAPE)
+    if num_layers is not None:
+        config.num_hidden_layers = num_layers
     model = random_model(config, device=torch.device("cuda"), dtype=torch.bfloat16, seed=0)
     model.eval().requires_grad_(False)
     attention.register()
@@ -161,7 +178,7 @@ def make_rig(
     total = sum(parameter.nbytes for parameter in model.parameters())
     embedding = model.get_input_embeddings().weight.nbytes
     pages = (torch.randperm(num_pages - 1) + 1).tolist()
-    return Rig(executor, layout, pages, total - embedding, config.vocab_size)
+    return Rig(executor, model, pool, layout, pages, total - embedding, config.vocab_size)
 
 
 def compiled_rig(options: StepOptions, num_pages: int, *, grammars: Grammars | None = None) -> Rig:

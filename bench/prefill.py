@@ -16,7 +16,8 @@ from engine.model_runner.batch import StepRow
 from engine.model_runner.cuda_executor import LaunchedStep, StepOptions
 
 MAX_STEP_TOKENS = 8192
-NUM_TOKENS = 131_072  # of a measurement
+NUM_TOKENS = 131_072  # of a measurement, or a step's rest more
+MAX_PROMPTS = 32  # in a step, or on their way
 VLLM_TOKENS_PER_S = {"H100": {1024: 43_750, 4096: 41_100}, "H200": {1024: 43_550, 4096: 40_450}}
 CASES = ((1024, 1024), (1024, 2048), (1024, 8192), (4096, 2048), (4096, 8192))
 PROFILED = (1024, 8192)
@@ -31,22 +32,24 @@ class Measured:
     launch_ms: float
 
 
-def make_steps(rig: Rig, prompt_tokens: int, step_tokens: int) -> list[list[StepRow]]:
-    """Prompts of one length in steps of `step_tokens`: several prompts a step, or several steps a prompt."""
-    num_prompts = NUM_TOKENS // prompt_tokens
-    rows = rig.rows(min(num_prompts, 32), prompt_tokens)
-    per_step = max(1, step_tokens // prompt_tokens)
-    chunk = min(prompt_tokens, step_tokens)
-    steps = []
-    for first in range(0, num_prompts, per_step):
-        for start in range(0, prompt_tokens, chunk):
+def make_steps(
+    rig: Rig, prompt_tokens: int, step_tokens: int, num_tokens: int = NUM_TOKENS
+) -> list[list[StepRow]]:
+    """Full steps of `step_tokens`, filled with prompts of one length in turn; what does not fit goes into the
+    next step."""
+    rows = rig.rows(MAX_PROMPTS, prompt_tokens)
+    steps: list[list[StepRow]] = []
+    prompt = start = 0
+    for _ in range(-(-num_tokens // step_tokens)):
+        steps.append([])
+        room = step_tokens
+        while room:
+            chunk = min(room, prompt_tokens - start)
             ids = [(start + 17 * i) % rig.vocab_size for i in range(chunk)]
-            steps.append(
-                [
-                    StepRow(rows[i % len(rows)], start, chunk, ids, sample=start + chunk == prompt_tokens)
-                    for i in range(first, first + per_step)
-                ]
-            )
+            row, end = rows[prompt % MAX_PROMPTS], start + chunk
+            steps[-1].append(StepRow(row, start, chunk, ids, sample=end == prompt_tokens))
+            room -= chunk
+            prompt, start = (prompt + 1, 0) if end == prompt_tokens else (prompt, end)
     return steps
 
 
@@ -63,18 +66,19 @@ def compute(rig: Rig, steps: list[list[StepRow]], launch_s: list[float]) -> int:
     return device_ns + sum(step.result().step_ns for step in pending)
 
 
-def measure(rig: Rig, prompt_tokens: int, step_tokens: int) -> Measured:
-    steps = make_steps(rig, prompt_tokens, step_tokens)
+def measure(rig: Rig, prompt_tokens: int, step_tokens: int, num_tokens: int = NUM_TOKENS) -> Measured:
+    steps = make_steps(rig, prompt_tokens, step_tokens, num_tokens)
     compute(rig, steps[: max(2, len(steps) // 8)], [])
     launch_s: list[float] = []
     begun = time.perf_counter()
     device_ns = compute(rig, steps, launch_s)
     wall_s = time.perf_counter() - begun
+    num_tokens = len(steps) * step_tokens  # whole steps
     return Measured(
         prompt_tokens,
         step_tokens,
-        NUM_TOKENS / wall_s,
-        NUM_TOKENS / device_ns * 1e9,
+        num_tokens / wall_s,
+        num_tokens / device_ns * 1e9,
         median(launch_s) * 1e3,
     )
 

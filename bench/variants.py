@@ -1,11 +1,13 @@
 """What the engine's choices are worth in whole steps: decode and prefill as they are, and with each undone.
 
-    python -m bench.variants
+    python -m bench.variants [launched | compiled [--layers N] [--only NAME ...] [--profile]]
 
-First the tables and profiles of `bench.decode_step` and `bench.prefill`, of the same model. Prefill variants
-take turns, because a GPU at its power limit slows down as it warms up.
+`launched`: how kernels are launched and products computed. First the tables and profiles of
+`bench.decode_step` and `bench.prefill`, of the same model. `compiled`: see `bench.compile_variants`. Prefill
+variants take turns, because a GPU at its power limit slows down as it warms up.
 """
 
+import argparse
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -16,7 +18,7 @@ from unittest.mock import patch
 import torch
 from torch.nn import functional as F
 
-from bench import decode_step, prefill
+from bench import compile_variants, decode_step, prefill
 from bench.attention import HEADS, KV_HEADS
 from bench.gpu import Rig, attempt, copy_rate, gpu_kind, make_rig
 from engine.messages import Sampling
@@ -144,7 +146,7 @@ def prefill_variants(rig: Rig) -> None:
     print("prefill, {} in steps of {}: {}".format(*PREFILL_CASE, found), flush=True)
 
 
-def main() -> None:
+def launched() -> None:
     bytes_per_s = copy_rate()
     torch.cuda.empty_cache()
     options = StepOptions(decode_step.MAX_BATCH, prefill.MAX_STEP_TOKENS, 8192)
@@ -154,6 +156,18 @@ def main() -> None:
     attempt("prefill", lambda: prefill.run(rig, profiled=True))
     attempt("prefill variants", lambda: prefill_variants(rig))
     attempt("decode variants", lambda: decode_variants(rig, bytes_per_s))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parts = parser.add_subparsers(dest="part", required=True)
+    parts.add_parser("launched")
+    compile_variants.add_arguments(parts.add_parser("compiled"))
+    arguments = parser.parse_args()
+    if arguments.part == "launched":
+        launched()
+    else:
+        compile_variants.run(arguments)
 
 
 if __name__ == "__main__":

@@ -4,19 +4,17 @@ Nothing here waits for the device, except for rows that need their own past (pen
 log-probabilities of a prompt.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-import torch._inductor.config
 from transformers import PreTrainedModel
 
 from engine.memory.page import PageLayout
 from engine.model_runner.batch import StepRow
+from engine.model_runner.compiling import Forward, compiled
 from engine.model_runner.kernels.attention import PagedKernels, StepBuffers, StepLimits
-from engine.model_runner.kernels.chain import can_chain
 from engine.model_runner.kernels.invariant_linear import invariant_product
 from engine.model_runner.kernels.invariant_step import InvariantKernels
 from engine.model_runner.kernels.linear import LinearProduct
@@ -25,12 +23,9 @@ from engine.model_runner.kernels.rotate import rotate
 from engine.model_runner.likeliest import likeliest
 from engine.model_runner.rotary import rotate_by, rotate_once
 from engine.model_runner.sampler import sample
-from engine.model_runner.shared_linear import MergeProducts, share_linears
+from engine.model_runner.shared_linear import share_linears
 from engine.model_runner.slot_state import SlotState, upload
 from engine.model_runner.step_plan import MAX_GRAPH_CHUNKS, Ints, MixedShape, StepPlan
-
-Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""ids [1, n], positions [1, n], keep [k] (indices of tokens) -> logits [k, vocab]."""
 
 _TRACED_TOKENS, _TRACED_LOGITS = 24, 5  # sizes of the traced call: different, or they would be taken for one
 
@@ -193,31 +188,8 @@ def _make_forward(model: PreTrainedModel, paged: StepBuffers, options: StepOptio
     if not options.compile:
         return forward
     rotate_once(model)
-    rotate_by(model, rotate, paged.pool.device)
-    run: Forward = torch.compile(forward, options=_compile_options(device, options))
-
-    def with_marks(ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        for tensor, dim in ((ids, 1), (positions, 1), (keep, 0)):
-            torch._dynamo.mark_dynamic(tensor, dim)
-        return run(ids, positions, keep)
-
-    return with_marks
-
-
-def _compile_options(device: torch.device, options: StepOptions) -> dict[str, Any]:
-    chosen: dict[str, Any] = {
-        "post_grad_custom_pre_pass": MergeProducts(),
-        # The residual stream is written by every second norm, rather than added up again in each of four.
-        "realize_reads_threshold": 2,
-    }
-    if can_chain(device) and hasattr(torch._inductor.config.triton, "enable_pdl"):
-        chosen["triton.enable_pdl"] = True  # as our own kernels do, see `kernels.chain`
-    if options.deterministic:
-        # How reductions are tiled decides their order: no choice by timing, nor by the size of a batch.
-        chosen["deterministic"] = True
-        if hasattr(torch._inductor.config, "batch_invariant"):
-            chosen["batch_invariant"] = True
-    return chosen
+    rotate_by(model, rotate, device)
+    return compiled(forward, device, deterministic=options.deterministic)
 
 
 def _send(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]], target: torch.Tensor) -> None:

@@ -64,6 +64,15 @@ class LinearScratch:
 
 
 @triton.jit
+def _put(out, product, row_ok, ADD: tl.constexpr):
+    """Store a product [FEATURES, ROWS] at `out` [ROWS, FEATURES], or add it to what is there."""
+    product = tl.trans(product)
+    if ADD:
+        product += tl.load(out, mask=row_ok[:, None], other=0.0).to(tl.float32)
+    tl.store(out, product.to(out.dtype.element_ty), mask=row_ok[:, None])
+
+
+@triton.jit
 def _linear_kernel(
     out_ptr,
     x_ptr,
@@ -79,6 +88,7 @@ def _linear_kernel(
     FEATURES: tl.constexpr,
     WIDTH: tl.constexpr,
     SPLITS: tl.constexpr,
+    ADD: tl.constexpr,
     PREFETCHED: tl.constexpr,
     CHAIN: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -110,7 +120,7 @@ def _linear_kernel(
 
     out = out_ptr + row[:, None] * num_features + feature[None, :]
     if SPLITS == 1:
-        tl.store(out, tl.trans(acc).to(out_ptr.dtype.element_ty), mask=row_ok[:, None])
+        _put(out, acc, row_ok, ADD)
     else:
         inside = tl.arange(0, FEATURES)[:, None] * ROWS + row[None, :]
         partial = partial_ptr + strip * (SPLITS * FEATURES * ROWS) + inside
@@ -122,7 +132,7 @@ def _linear_kernel(
             for i in tl.static_range(SPLITS):
                 part = partial + i * (FEATURES * ROWS)
                 total += tl.load(part, mask=row_ok[None, :], other=0.0, cache_modifier=".cg")
-            tl.store(out, tl.trans(total).to(out_ptr.dtype.element_ty), mask=row_ok[:, None])
+            _put(out, total, row_ok, ADD)
 
 
 def few_rows_linear(
@@ -131,10 +141,12 @@ def few_rows_linear(
     scratch: LinearScratch,
     tiling: Tiling,
     *,
+    added_to: torch.Tensor | None = None,
     chain: bool | None = None,
 ) -> torch.Tensor:
     """`x @ weight.T` for x [rows, width], rows <= MAX_ROWS, unit stride in the last dim, and a weight
-    [features, width] that divides into the blocks of `tiling`."""
+    [features, width] that divides into the blocks of `tiling`. With `added_to` [rows, features], contiguous,
+    that is what the product is added to, in place, and what is returned."""
     rows, width = x.shape
     num_features = weight.shape[0]
     splits = tiling.splits(weight)
@@ -144,7 +156,8 @@ def few_rows_linear(
     assert splits == 1 or strips <= len(scratch.arrived), "more strips than the scratch has counters for"
     assert splits == 1 or strips * splits * tiling.features * tile_rows <= len(scratch.partial)
     chain = can_chain(x.device) if chain is None else chain
-    out = torch.empty(rows, num_features, dtype=x.dtype, device=x.device)
+    out = torch.empty(rows, num_features, dtype=x.dtype, device=x.device) if added_to is None else added_to
+    assert out.is_contiguous(), "the product is added to rows that lie one after another"
     _linear_kernel[(strips, splits)](
         out,
         x,
@@ -160,6 +173,7 @@ def few_rows_linear(
         FEATURES=tiling.features,
         WIDTH=tiling.width,
         SPLITS=splits,
+        ADD=added_to is not None,
         PREFETCHED=_PREFETCHED_BLOCKS,
         CHAIN=chain,
         PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32",
@@ -191,14 +205,21 @@ def tiling_for(rows: int, weight: torch.Tensor) -> Tiling | None:
 
 _library = library.Library("fairslice", "FRAGMENT")
 _library.define("linear(Tensor x, Tensor weight, Tensor partial, Tensor arrived) -> Tensor")
+_library.define(
+    "linear_add_(Tensor x, Tensor weight, Tensor partial, Tensor arrived, Tensor(a!) residual) -> ()"
+)
+
+
+def _tiling_of(x: torch.Tensor, rows: int, weight: torch.Tensor) -> Tiling | None:
+    usable = rows <= MAX_ROWS and x.dtype.itemsize == 2 and can_chain(x.device)
+    return tiling_for(rows, weight) if usable else None
 
 
 def _linear(
     x: torch.Tensor, weight: torch.Tensor, partial: torch.Tensor, arrived: torch.Tensor
 ) -> torch.Tensor:
     rows = x.numel() // x.shape[-1]
-    usable = rows <= MAX_ROWS and x.dtype.itemsize == 2 and can_chain(x.device)
-    tiling = tiling_for(rows, weight) if usable else None
+    tiling = _tiling_of(x, rows, weight)
     if tiling is None:
         return F.linear(x, weight)
     out = few_rows_linear(x.reshape(rows, -1), weight, LinearScratch(partial, arrived), tiling)
@@ -209,8 +230,30 @@ def _linear_shape(x: torch.Tensor, weight: torch.Tensor, *_: object) -> torch.Te
     return torch.empty(*x.shape[:-1], weight.shape[0], dtype=x.dtype, device=x.device)
 
 
+def _linear_add_(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    partial: torch.Tensor,
+    arrived: torch.Tensor,
+    residual: torch.Tensor,
+) -> None:
+    """Add the product to `residual` [..., features], contiguous, with one rounding."""
+    rows = x.numel() // x.shape[-1]
+    tiling = _tiling_of(x, rows, weight)
+    inputs, target = x.reshape(rows, -1), residual.view(rows, -1)
+    if tiling is None:
+        target.addmm_(inputs, weight.T)
+    else:
+        few_rows_linear(inputs, weight, LinearScratch(partial, arrived), tiling, added_to=target)
+
+
 _library.impl("linear", _linear, "CompositeExplicitAutograd")
+_library.impl("linear_add_", _linear_add_, "CompositeExplicitAutograd")
 library.register_fake("fairslice::linear", _linear_shape, lib=_library)
+library.register_fake("fairslice::linear_add_", lambda *_: None, lib=_library)
+
+PRODUCT = torch.ops.fairslice.linear.default
+PRODUCT_ADDED = torch.ops.fairslice.linear_add_.default
 
 
 class LinearProduct:
@@ -226,5 +269,5 @@ class LinearProduct:
     ) -> torch.Tensor:
         if bias is not None:
             return F.linear(x, weight, bias)
-        out: torch.Tensor = torch.ops.fairslice.linear(x, weight, self.partial, self.arrived)
+        out: torch.Tensor = PRODUCT(x, weight, self.partial, self.arrived)
         return out

@@ -23,6 +23,16 @@ def test_is_the_product(rows: int, features: int, splits: int) -> None:
     assert not scratch.arrived.any()
 
 
+@pytest.mark.parametrize(("rows", "features"), [(5, 384), (33, 192)])
+def test_adds_the_product_in_place(rows: int, features: int) -> None:
+    torch.manual_seed(rows)
+    x, weight, residual = torch.randn(rows, 1024), torch.randn(features, 1024), torch.randn(rows, features)
+    want = residual.double() + x.double() @ weight.double().T
+    out = few_rows_linear(x, weight, LinearScratch.make(torch.device("cpu")), TILING, added_to=residual)
+    assert out is residual
+    assert relative_error(out, want) < 1e-6
+
+
 def test_half_precision() -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(3, 128).half(), torch.randn(64, 128).half()
