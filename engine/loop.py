@@ -44,7 +44,7 @@ from engine.messages import (
 )
 from engine.model_host import CannotServe, ModelHost
 from engine.pool_sizes import PoolSizes, ResizeError
-from engine.process import prepare_process
+from engine.process import check_memory, prepare_process
 from engine.socket_folder import ensure_socket_folder
 from engine.stats import collect_samples, collect_status
 from engine.watch import Watch, free_memory_of
@@ -313,6 +313,7 @@ def main() -> int:
     path = sys.argv[2] if sys.argv[1:2] == ["--config"] else None
     try:
         config = load_config(path)
+        check_memory(config)
         ensure_socket_folder(config)
         uvloop.run(Engine(config).run())
     except (ConfigError, CannotServe, SocketTaken) as error:

@@ -161,7 +161,7 @@ class ModelHost:
                 self.scheduler.on_report(device.name, message, self._clock())
                 self._on_work()
             case Progress(stage=stage, fraction=fraction):
-                self.progress = stage if fraction is None else f"{stage} ({fraction:.0%})"
+                self._show_progress(device, stage, fraction)
                 self._on_change()
             case Loaded():
                 self._attach(device, message)
@@ -189,6 +189,12 @@ class ModelHost:
                 log.error("the runner of %s failed: %s", device.name, reason)
                 if not pool_trusted:
                     self._faulted.add(device.name)
+
+    def _show_progress(self, device: DeviceConfig, stage: str, fraction: float | None) -> None:
+        """Nothing that takes long happens without a word: each stage is logged as it begins."""
+        if fraction is None:
+            log.info("%s on %s: %s", self.name, device.name, stage)
+        self.progress = stage if fraction is None else f"{stage} ({fraction:.0%})"
 
     def _attach(self, device: DeviceConfig, loaded: Loaded) -> None:
         """The model's shape is known: lay out its pools if this is the first time, and hand them over."""

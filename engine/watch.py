@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from engine.config import Config, DeviceConfig
 from engine.gpus import Gpus
 from engine.lenders import Lenders
-from engine.memory.regions import available_bytes
+from engine.memory.machine import available_bytes
 from engine.pool_sizes import PoolSizes
 
 log = logging.getLogger("fairslice.engine")

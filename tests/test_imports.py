@@ -24,6 +24,7 @@ RUNNER_MAY = (
     "engine.messages",
     "engine.wire",
     "engine.byte_tokenizer",
+    "engine.memory.machine",
     "engine.memory.page",
     "engine.memory.regions",
 )

@@ -4,14 +4,14 @@ The engine makes a region for the pool of each cpu device and one for the host t
 passes it to runners, which map it. A region is sparse: it takes memory page by page as it is touched.
 """
 
-import contextlib
 import ctypes
 import mmap
 import os
 import socket
 import struct
 from collections.abc import Sequence
-from pathlib import Path
+
+from engine.memory.machine import available_bytes
 
 MAX_DESCRIPTORS_PER_MESSAGE = 250  # the kernel takes 253
 
@@ -69,18 +69,6 @@ def map_region(descriptor: int) -> mmap.mmap:
         return mmap.mmap(descriptor, num_bytes)
     except (OSError, ValueError) as error:
         raise RegionError(f"cannot map a region of {_gib(num_bytes)}: {error}") from None
-
-
-def available_bytes() -> int:
-    """Memory that can be taken without swapping, by the kernel's estimate and the control group's limit."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(fields["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):
-        limit = int((group / "memory.max").read_text())  # "max" is no number: no limit
-        used = int((group / "memory.current").read_text())
-        available = min(available, max(0, limit - used))
-    return available
 
 
 def send_descriptors(sock: socket.socket, descriptors: Sequence[int]) -> None:

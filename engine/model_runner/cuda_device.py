@@ -3,6 +3,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from time import monotonic
 
 import torch
 
@@ -32,10 +33,11 @@ from engine.model_runner.kernels.moves import move_pages
 from engine.model_runner.loading import LoadedModel
 from engine.model_runner.scratch import Scratch
 from engine.model_runner.sources.cache import cache_root
-from engine.model_runner.sources.progress import OnProgress
+from engine.model_runner.sources.progress import OnProgress, ignore_progress
 
 OUT_OF_MEMORY = ("CUDA_ERROR_OUT_OF_MEMORY", "cudaErrorMemoryAllocation")
 FAULT_MARKS = ("CUDA error", "Triton Error [CUDA]")  # in errors of torch and of Triton's launcher
+PIN_S_PER_GIB = 0.6
 NOT_SHAREABLE = ("CUDA_ERROR_NOT_SUPPORTED", "CUDA_ERROR_NOT_PERMITTED")
 
 log = logging.getLogger(__name__)
@@ -59,9 +61,11 @@ class CudaDevice:
         free, _ = torch.cuda.mem_get_info(self._index)
         return free
 
-    def attach(self, attach: Attach, descriptors: Sequence[int]) -> Attached:
+    def attach(
+        self, attach: Attach, descriptors: Sequence[int], on_progress: OnProgress = ignore_progress
+    ) -> Attached:
         host_specs = [spec for spec in attach.pools if spec.kind != "cuda"]
-        pools = self._pin(map_host_pools(host_specs, descriptors))
+        pools = self._pin(map_host_pools(host_specs, descriptors), on_progress)
         exported: list[int] | None = None
         for spec in attach.pools:
             if spec.pool == attach.local:
@@ -84,7 +88,9 @@ class CudaDevice:
             self._compile_moves(attached.local.shape[1])
         assert isinstance(attached.transfers, CudaTransfers)
         host_specs = [spec for spec in attach.pools if spec.kind != "cuda"]
-        attached.transfers.pools.update(peers | self._pin(map_host_pools(host_specs, descriptors)))
+        attached.transfers.pools.update(
+            peers | self._pin(map_host_pools(host_specs, descriptors), ignore_progress)
+        )
         return unreachable
 
     def unmap(self, pool: int, segments: Sequence[int]) -> None:
@@ -161,11 +167,16 @@ class CudaDevice:
                     unreachable[spec.pool] = str(error)
         return peers, unreachable
 
-    def _pin(self, mapped: Mapping[int, torch.Tensor]) -> dict[int, CudaPool]:
-        """Pin shared memory in this process, for copies at full speed."""
+    def _pin(self, mapped: Mapping[int, torch.Tensor], on_progress: OnProgress) -> dict[int, CudaPool]:
+        """Pin shared memory in this process, for copies at full speed. It can take minutes: say so before,
+        and after how long it took."""
         for pages in mapped.values():
             if len(pages):  # the driver refuses to pin nothing
+                amount = f"{pages.nbytes / 2**30:.1f} GiB of host memory"
+                on_progress(f"pinning {amount}, {PIN_S_PER_GIB * pages.nbytes / 2**30:.0f} s or so", None)
+                start_s = monotonic()
                 pin(pages)
+                on_progress(f"pinned {amount} in {monotonic() - start_s:.1f} s", None)
         return {pool: CudaPool(pages, is_local=False) for pool, pages in mapped.items()}
 
     def _compile_moves(self, page_bytes: int) -> None:

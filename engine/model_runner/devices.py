@@ -7,8 +7,9 @@ from typing import Protocol
 
 import torch
 
+from engine.memory.machine import available_bytes
 from engine.memory.page import PageLayout
-from engine.memory.regions import available_bytes, map_region, require_available
+from engine.memory.regions import map_region, require_available
 from engine.memory.transfer import Transfers
 from engine.memory.transfer_cpu import CpuTransfers
 from engine.messages import Attach, Load, PoolSpec
@@ -17,7 +18,7 @@ from engine.model_runner.cpu_executor import CpuExecutor
 from engine.model_runner.grammar import Grammars
 from engine.model_runner.loading import LoadedModel
 from engine.model_runner.scratch import Scratch
-from engine.model_runner.sources.progress import OnProgress
+from engine.model_runner.sources.progress import OnProgress, ignore_progress
 
 
 class DeviceError(Exception):
@@ -49,7 +50,9 @@ class Device(Protocol):
     def free_bytes(self) -> int:
         """Memory left for pages."""
 
-    def attach(self, attach: Attach, descriptors: Sequence[int]) -> Attached:
+    def attach(
+        self, attach: Attach, descriptors: Sequence[int], on_progress: OnProgress = ignore_progress
+    ) -> Attached:
         """Map all pools. Raises DeviceError, RegionError."""
 
     def attach_more(self, attached: Attached, attach: Attach, descriptors: Sequence[int]) -> dict[int, str]:
@@ -146,7 +149,9 @@ class CpuDevice:
     def free_bytes(self) -> int:
         return available_bytes()
 
-    def attach(self, attach: Attach, descriptors: Sequence[int]) -> Attached:
+    def attach(
+        self, attach: Attach, descriptors: Sequence[int], on_progress: OnProgress = ignore_progress
+    ) -> Attached:
         near = [spec for spec in attach.pools if spec.kind != "cuda"]
         self._segment_bytes = next(s.segment_bytes for s in attach.pools if s.pool == attach.local)
         pools = map_host_pools(near, descriptors)

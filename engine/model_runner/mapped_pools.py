@@ -8,15 +8,18 @@ from engine.memory.regions import RegionError, receive_descriptors, send_descrip
 from engine.messages import Attach, MakeSegments, Mapped, Remap, Remapped, SegmentsMade, Unmap
 from engine.model_runner.devices import Attached, Device
 from engine.model_runner.sources.errors import one_line
+from engine.model_runner.sources.progress import OnProgress
 
 PoolMessage = Attach | Unmap | Remap | MakeSegments
 PoolAnswer = Mapped | Remapped | SegmentsMade
 
 
-def attach_pools(device: Device, attach: Attach, descriptors: socket.socket) -> "MappedPools":
+def attach_pools(
+    device: Device, attach: Attach, descriptors: socket.socket, on_progress: OnProgress
+) -> "MappedPools":
     """Map the pools that the engine names first. Raises DeviceError, RegionError, EOFError."""
     received = receive_descriptors(descriptors)
-    attached = device.attach(attach, received)
+    attached = device.attach(attach, received, on_progress)
     exported = attached.exported
     if exported is not None:
         send_descriptors(descriptors, exported)

@@ -128,7 +128,7 @@ def get_ready(device: Device, load: Load, mailbox: Mailbox, descriptors: socket.
     start_s = monotonic()
     model = load_onto(device, load, mailbox)
     mailbox.send(Loaded(card=model.loaded.card, layout=model.layout, free_bytes=device.free_bytes()))
-    pools = attach_pools(device, expect(mailbox, Attach), descriptors)
+    pools = attach_pools(device, expect(mailbox, Attach), descriptors, mailbox.tell_progress)
     attached = pools.attached
     with closing(attached.transfers):
         pool = page_view(attached.local, model.layout, model.dtype)
