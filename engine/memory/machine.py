@@ -25,7 +25,7 @@ class _Group:
 
 def limit_bytes(root: Path = ROOT) -> int | None:
     """The most memory that a process here can ever have, by what is built in and by its control groups; None
-    where neither is told. What others use of it, or a virtual machine is given only later, counts as there."""
+    where neither is told. What others use, or a virtual machine is given only later, counts as there."""
     known = [group.limit_bytes for group in _groups(root)]
     built_in = _physical_bytes(root)
     if built_in is not None:

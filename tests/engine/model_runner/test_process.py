@@ -20,6 +20,7 @@ from engine.messages import (
 from engine.model_runner.batch import StepRow
 from engine.model_runner.cpu_executor import CpuExecutor, FinishedStep
 from engine.model_runner.devices import Attached, CpuDevice
+from engine.model_runner.sources.progress import OnProgress
 from tests.engine.model_runner.harness import (
     HOST,
     LOCAL,
@@ -255,7 +256,7 @@ class BrokenDevice(CpuDevice):
     def __init__(self, error: Exception) -> None:
         self._error = error
 
-    def attach(self, attach: Attach, descriptors: Sequence[int]) -> Attached:
+    def attach(self, attach: Attach, descriptors: Sequence[int], on_progress: OnProgress) -> Attached:
         raise self._error
 
     def is_fault(self, error: BaseException) -> bool:
