@@ -12,6 +12,8 @@ import msgspec
 from engine.messages import FromApi, Hello
 from engine.wire import MessageStream
 
+MAX_UNSENT_BYTES = 64 * 2**20  # for one api process that does not read: thousands of answers
+
 log = logging.getLogger("fairslice.engine")
 
 
@@ -68,14 +70,23 @@ class Frontend:
         return server
 
     def send(self, api_id: str, message: msgspec.Struct) -> None:
-        """Send to an api process; if it is away, it asks for what it missed when it is back."""
+        """Send to an api process; if it is away, it asks for what it missed when it is back. One that has not
+        read what waits for it, `MAX_UNSENT_BYTES`, is sent away: when it reads again it finds the end of the
+        connection, and comes back."""
         connection = self._connections.get(api_id)
-        if connection is not None:
+        if connection is None:
+            return
+        unsent_bytes = connection.stream.unsent_bytes
+        if unsent_bytes <= MAX_UNSENT_BYTES:
             connection.stream.send(message)
+            return
+        log.warning("api %s does not read: %d MiB wait for it; closing", api_id, unsent_bytes >> 20)
+        connection.stream.abort()
+        self.closed(connection)
 
     def broadcast(self, message: msgspec.Struct) -> None:
-        for connection in self._connections.values():
-            connection.stream.send(message)
+        for api_id in list(self._connections):
+            self.send(api_id, message)
 
     def dispatch(self, connection: ApiConnection, message: FromApi) -> None:
         """Called by a connection. What comes before a Hello is not for us."""

@@ -74,12 +74,19 @@ class MessageStream(asyncio.Protocol, Generic[Incoming]):
         self._on_close = on_close
         self._transport: asyncio.Transport | None = None
         self._outgoing: list[bytes] = []
+        self._outgoing_bytes = 0
         self.messages_sent = 0
         self.messages_received = 0
 
     @property
     def is_open(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What the peer has not made room for."""
+        waiting = 0 if self._transport is None else self._transport.get_write_buffer_size()
+        return waiting + self._outgoing_bytes
 
     def send(self, message: msgspec.Struct) -> None:
         """Queue a message. On a closed connection it is dropped: the peer learns what it missed when it
@@ -88,7 +95,9 @@ class MessageStream(asyncio.Protocol, Generic[Incoming]):
             return
         if not self._outgoing:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._outgoing.append(encode_frame(message))
+        frame = encode_frame(message)
+        self._outgoing.append(frame)
+        self._outgoing_bytes += len(frame)
         self.messages_sent += 1
 
     def close(self) -> None:
@@ -97,10 +106,20 @@ class MessageStream(asyncio.Protocol, Generic[Incoming]):
         if self._transport is not None:
             self._transport.close()
 
+    def abort(self) -> None:
+        """Close at once; what is queued is lost."""
+        self._drop_outgoing()
+        if self._transport is not None:
+            self._transport.abort()
+
     def _flush(self) -> None:
         if self._outgoing and self._transport is not None:
             self._transport.write(b"".join(self._outgoing))
+        self._drop_outgoing()
+
+    def _drop_outgoing(self) -> None:
         self._outgoing.clear()
+        self._outgoing_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are not registered as such
