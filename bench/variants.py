@@ -1,10 +1,10 @@
 """What the engine's choices are worth in whole steps: decode and prefill as they are, and with each undone.
 
-    python -m bench.variants [launched | compiled [--layers N] [--only NAME ...] [--profile]]
+    python -m bench.variants [compiled | launched] [--layers N] [--only NAME ...] [--profile]
 
-`launched`: how kernels are launched and products computed. First the tables and profiles of
-`bench.decode_step` and `bench.prefill`, of the same model. `compiled`: see `bench.compile_variants`. Prefill
-variants take turns, because a GPU at its power limit slows down as it warms up.
+`compiled`, which is taken if neither is named: see `bench.compile_variants`. `launched`: how kernels are
+launched and products computed; first the tables and profiles of `bench.decode_step` and `bench.prefill`, of
+the same model. Prefill variants take turns, because a GPU at its power limit slows down as it warms up.
 """
 
 import argparse
@@ -160,9 +160,8 @@ def launched() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parts = parser.add_subparsers(dest="part", required=True)
-    parts.add_parser("launched")
-    compile_variants.add_arguments(parts.add_parser("compiled"))
+    parser.add_argument("part", nargs="?", choices=("compiled", "launched"), default="compiled")
+    compile_variants.add_arguments(parser)
     arguments = parser.parse_args()
     if arguments.part == "launched":
         launched()

@@ -15,6 +15,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.runtime.hints import ReductionHint
 from torch._inductor.virtualized import V
 
+from engine.model_runner.kept_rows import KeepRowsEarly
 from engine.model_runner.kernels.chain import can_chain
 from engine.model_runner.residuals import AddInProducts
 from engine.model_runner.shared_linear import MergeProducts
@@ -62,9 +63,11 @@ class PassesInOrder(CustomGraphPass):
 
 @dataclass(frozen=True, slots=True)
 class CompileChoices:
-    """`add_in_products`: products add to the residual themselves. `one_pass_width`: rows of up to so many
-    elements are reduced in one pass; 0: as inductor would. Deterministic code takes neither."""
+    """`keep_rows_early`: the last layer computes only tokens whose logits are wanted. `add_in_products`:
+    products add to the residual themselves. `one_pass_width`: rows of up to so many elements are reduced in
+    one pass; 0: as inductor would. Deterministic code takes none of these."""
 
+    keep_rows_early: bool = False
     add_in_products: bool = False
     one_pass_width: int = 0  # 8192: what a program holds in its registers
 
@@ -89,6 +92,8 @@ def compiled(
         if hasattr(torch._inductor.config, "batch_invariant"):
             options["batch_invariant"] = True
     else:
+        if choices.keep_rows_early:
+            passes.append(KeepRowsEarly())
         if choices.add_in_products:
             passes.append(AddInProducts())
         if choices.one_pass_width:
