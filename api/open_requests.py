@@ -114,6 +114,7 @@ class OpenRequest:
             weight=old.weight,
             nice=old.nice,
             latency_ns=old.latency_ns,
+            tokens_per_s=old.tokens_per_s,
             cache_salt=old.cache_salt,
             limits=old.limits,
             resubmitted=self.admitted,

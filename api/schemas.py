@@ -100,6 +100,7 @@ class GenerationRequest(Strict, frozen=True, kw_only=True):
     guided_grammar: Pattern | None = None
     priority: Annotated[int, Meta(ge=-20, le=19)] | None = None  # a nice level: lower goes before
     latency_ms: Annotated[float, Meta(gt=0, le=60_000)] | None = None  # wished slice length
+    tokens_per_s: Annotated[float, Meta(gt=0, le=10_000)] | None = None  # wished floor of the answer's speed
     cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     user: str | None = None  # accepted, no effect, as are the following
     metadata: dict[str, object] | None = None

@@ -93,6 +93,7 @@ class SchedulerConfig(Table, frozen=True, kw_only=True):
     min_slice_ms: Milliseconds = 25.0  # a slice is not preempted before this: the minimum granularity
     gap_ms: Milliseconds = 500.0  # a prompt that waits longer than this for its next token goes first
     floor_tokens_per_s: Annotated[float, Meta(gt=0, le=10_000)] = 20.0  # for each prompt, if capacity allows
+    max_floor_tokens_per_s: Annotated[float, Meta(gt=0, le=10_000)] = 100.0  # that a request may wish
     max_batch: Annotated[int, Meta(ge=1, le=1024)] | None = None  # None: 32 on cpu, 256 on GPUs
     max_step_tokens: Annotated[int, Meta(ge=16, le=65536)] | None = None  # None: 256 on cpu, 2048 on GPUs
     first_slices: Positive = 8  # prompts of one tenant that may be before their first token at once
@@ -194,6 +195,12 @@ class Config(Table, frozen=True, kw_only=True):
             _require(bool(named & serving), "models.devices", f"{sorted(named)} all lend (devices.mode)")
         low, high = self.scheduler.min_slice_ms, self.scheduler.slice_ms
         _require(low <= high, "scheduler.min_slice_ms", f"{low} is above scheduler.slice_ms, {high}")
+        low, high = self.scheduler.floor_tokens_per_s, self.scheduler.max_floor_tokens_per_s
+        _require(
+            low <= high,
+            "scheduler.floor_tokens_per_s",
+            f"{low} is above scheduler.max_floor_tokens_per_s, {high}",
+        )
 
     def devices_of(self, model: ModelConfig) -> list[DeviceConfig]:
         """Where a model runs."""

@@ -158,6 +158,7 @@ class Submit(Message, frozen=True, kw_only=True):
     weight: float = 1.0  # of the tenant
     nice: int = 0  # of the prompts within the tenant, -20..19
     latency_ns: int | None = None  # wished slice length (eevdf): shorter asks for lower latency
+    tokens_per_s: float | None = None  # wished floor; None: everybody's
     cache_salt: str = ""
     limits: TenantLimits | None = None
     resubmitted: bool = False  # never turned away by a queue bound: it was accepted before

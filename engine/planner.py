@@ -141,9 +141,10 @@ class Planner:
         since_ns = prompt.first_token_ns
         if since_ns is None or not self.policy.rotates or not self.waiting.is_due(prompt, now_ns):
             return None
-        return self._floor.turn_tokens(
-            num_read=self._floor.num_read(since_ns, now_ns),
-            num_tokens=len(prompt.output_ids) - prompt.num_restored,
+        floor = self._floor.at(prompt.tokens_per_s)
+        return floor.turn_tokens(
+            num_read=floor.num_read(since_ns, now_ns),
+            num_tokens=prompt.num_sampled,
             step_ns=device.step_ns,
         )
 

@@ -52,6 +52,7 @@ class Prompt:
     num_sent: int = 0  # output tokens that its api has
     num_restored: int = 0  # output tokens that it brought along when it was resubmitted
     num_preemptions: int = 0
+    tokens_per_s: float | None = None  # its reader's own speed; None: everybody's
     salt: Hashable = None  # prompts with the same one may share prefixes
     has_started: bool = False
     cached_tokens: int = 0  # of the prompt, that its first turn found computed
@@ -69,6 +70,11 @@ class Prompt:
     @property
     def has_first_token(self) -> bool:
         return bool(self.output_ids)
+
+    @property
+    def num_sampled(self) -> int:
+        """Output tokens that it got here."""
+        return len(self.output_ids) - self.num_restored
 
     @property
     def remaining(self) -> int:

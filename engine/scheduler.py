@@ -95,6 +95,7 @@ class Scheduler:
             last_token_ns=now_ns,
             num_sent=len(spec.output_ids),
             num_restored=len(spec.output_ids),
+            tokens_per_s=submit.tokens_per_s,
             salt=(submit.tenant, submit.cache_salt),
         )
         if self.store.shares_prefixes:

@@ -3,6 +3,7 @@
 from engine.fairness.first_slices import FirstSliceGate
 from engine.fairness.gap import GapQueue
 from engine.fairness.policy import Policy, Task
+from engine.fairness.reading import waits_since_ns
 from engine.prompt import Prompt
 
 
@@ -85,9 +86,17 @@ class Waiting:
         """The time that a prompt's gap counts from. One that waits for its first token is due at once, before
         all that are overdue by less than half the bound: so it is soon served, and a stream of newcomers
         delays nobody for longer."""
-        if prompt.output_ids:
+        if not prompt.output_ids:
+            return prompt.arrival_ns - self._gap_ns * 3 // 2
+        if prompt.tokens_per_s is None or prompt.first_token_ns is None:
             return prompt.last_token_ns
-        return prompt.arrival_ns - self._gap_ns * 3 // 2
+        return waits_since_ns(
+            tokens_per_s=prompt.tokens_per_s,
+            first_token_ns=prompt.first_token_ns,
+            last_token_ns=prompt.last_token_ns,
+            num_tokens=prompt.num_sampled,
+            gap_ns=self._gap_ns,
+        )
 
     def check_integrity(self) -> None:
         """Raise AssertionError if queues and turns contradict each other."""

@@ -42,6 +42,7 @@ async def plan_generation(
     card, text_model = model
     num_choices = body.n or 1
     _check_num_prompts(len(prompts), num_choices, services.config.server.max_prompts_per_request)
+    _check_speed(body.tokens_per_s, services.config.scheduler.max_floor_tokens_per_s)
     use = wanted.tool_use
     grammar = await read_grammar(body, card, use.grammar if use is not None else None, services.grammars)
     seed = draw_seed(body)
@@ -71,6 +72,11 @@ def _check_num_prompts(num_prompts: int, num_choices: int, limit: int) -> None:
         )
 
 
+def _check_speed(tokens_per_s: float | None, limit: float) -> None:
+    if tokens_per_s is not None and tokens_per_s > limit:
+        raise bad_request("tokens_per_s", f"{tokens_per_s:g} tokens/s is over the limit of {limit:g} here")
+
+
 def _spelled(vocabulary: Vocabulary, body: GenerationRequest, use: ToolUse | None) -> frozenset[int]:
     """The special tokens that are seen in the text."""
     if body.skip_special_tokens is False:
@@ -89,6 +95,7 @@ def _submit(
         weight=tenant.weight,
         nice=body.priority or 0,
         latency_ns=None if body.latency_ms is None else int(body.latency_ms * NS_PER_MS),
+        tokens_per_s=body.tokens_per_s,
         cache_salt=tenant.cache_salt(body.cache_salt),
         limits=tenant.limits,
     )

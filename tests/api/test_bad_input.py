@@ -46,6 +46,8 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"presence_penalty": 3}, "presence_penalty"),
     ({"repetition_penalty": 0}, "repetition_penalty"),
     ({"logprobs": 21}, "logprobs"),
+    ({"tokens_per_s": 0}, "tokens_per_s"),
+    ({"tokens_per_s": 10_001}, "tokens_per_s"),
     ({"prompt": ""}, "prompt"),
     ({"prompt": []}, "prompt"),
     ({"prompt": ["fine", ""]}, "prompt[1]"),

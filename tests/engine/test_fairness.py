@@ -162,6 +162,49 @@ def test_everybody_reads_on_at_the_floor_while_capacity_allows(policy):
         assert sim.now_ns / 1e9 - times[-1] <= 1.5 * GAP_NS / 1e9
 
 
+def wish(sim: Simulation, speeds: dict[int, float]) -> None:
+    """Once all requests have come, let some have readers with speeds of their own."""
+    while len(sim.scheduler.prompts) < 20:
+        assert sim.step()
+    for index, tokens_per_s in speeds.items():
+        sim.scheduler.prompts[str(index)].tokens_per_s = tokens_per_s
+
+
+def most_behind(sim: Simulation, index: int, tokens_per_s: float) -> float:
+    """Tokens that a request was behind a reader of this speed who began with its first, at worst."""
+    times = [*sim.token_times_s(index), sim.now_ns / 1e9]
+    return max(tokens_per_s * (at_s - times[0]) - number for number, at_s in enumerate(times))
+
+
+@FAIR
+def test_a_reader_with_a_speed_of_its_own_is_kept_busy_while_capacity_allows(policy):
+    """As before, but two of the twenty read 50 and 70 tokens/s, most of what a place gives: 480 of 800."""
+    speeds = {3: 50.0, 11: 70.0}
+    sim = simulation([request("t")] * 20, {"t": 1.0}, policy=policy)
+    wish(sim, speeds)
+    run_until(sim, 12)
+    for index in range(20):
+        speed = speeds.get(index, SETTINGS.floor_tokens_per_s)
+        assert most_behind(sim, index, speed) <= speed * 1.5 * GAP_NS / 1e9
+    unwished = simulation([request("t")] * 20, {"t": 1.0}, policy=policy)
+    run_until(unwished, 12)
+    assert most_behind(unwished, 11, 70.0) > 10 * most_behind(sim, 11, 70.0)
+
+
+@FAIR
+def test_readers_whom_nothing_is_fast_enough_for_stay_within_their_share(policy):
+    """More of them than there are places: those of their own tenant wait no longer than the gap bound and two
+    slices, and another tenant has its half."""
+    weights = {"greedy": 1.0, "modest": 1.0}
+    sim = simulation([request("greedy")] * 12 + [request("modest")] * 8, weights, policy=policy)
+    wish(sim, dict.fromkeys(range(10), 5000.0))
+    run_until(sim, 12)
+    assert shares(sim)["modest"] == pytest.approx(0.5, abs=0.02)
+    for index in (10, 11):
+        times = [*sim.token_times_s(index), sim.now_ns / 1e9]
+        assert max(after - before for before, after in pairwise(times)) <= (1.5 * GAP_NS + 2 * SLICE_NS) / 1e9
+
+
 @FAIR
 def test_idling_banks_no_credit(policy):
     """A tenant that comes 20 s late gets its half from then on, not what it missed."""

@@ -1,6 +1,6 @@
 import pytest
 
-from engine.fairness.reading import ReadingFloor
+from engine.fairness.reading import ReadingFloor, waits_since_ns
 
 MS = 1_000_000
 FLOOR = ReadingFloor(tokens_per_s=20.0, gap_ns=500 * MS)
@@ -31,3 +31,29 @@ def test_no_turn_is_long_enough_on_a_device_that_is_slower_than_the_reader() -> 
 
 def test_what_a_reader_has_read() -> None:
     assert FLOOR.num_read(1000 * MS, 3000 * MS) == 40
+
+
+def test_a_reader_has_everybodys_speed_or_its_own() -> None:
+    assert FLOOR.at(None) is FLOOR
+    assert FLOOR.at(40.0) == ReadingFloor(tokens_per_s=40.0, gap_ns=500 * MS)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "due_ms"),
+    [
+        (1, 2000),  # read long ago: at once
+        (50, 2250),
+        (60, 2500),
+        (110, 2500),  # not read before 3.75 s: when the gap is over
+    ],
+)
+def test_a_prompt_is_due_when_its_own_reader_has_read_everything(num_tokens: int, due_ms: int) -> None:
+    """The first token came at 1 s, the last at 2 s."""
+    since_ns = waits_since_ns(
+        tokens_per_s=40.0,
+        first_token_ns=1000 * MS,
+        last_token_ns=2000 * MS,
+        num_tokens=num_tokens,
+        gap_ns=FLOOR.gap_ns,
+    )
+    assert since_ns + FLOOR.gap_ns == due_ms * MS
