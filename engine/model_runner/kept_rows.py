@@ -6,6 +6,8 @@ layer costs, need see no other tokens than those that are kept. So whatever is c
 read by nothing else, is computed for the kept tokens alone.
 """
 
+from typing import Any
+
 import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
@@ -96,7 +98,7 @@ def _is_token_by_token(node: fx.Node) -> bool:
 def _infer(node: fx.Node) -> None:
     """What the node computes, as the compiler sees it."""
 
-    def value(argument: fx.Node) -> object:
+    def value(argument: fx.Node) -> Any:
         return argument.meta["val"]
 
     assert isinstance(node.target, torch._ops.OpOverload)
