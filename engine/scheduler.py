@@ -4,10 +4,7 @@ This is the engine without its sockets: the loop feeds it messages and carries o
 simulator feeds it simulated ones. It holds no clock and awaits nothing.
 """
 
-from dataclasses import dataclass, field
-
 from engine.device import Device
-from engine.fairness.charging import share
 from engine.fairness.policy import Policy, Task
 from engine.memory.pool import PagePool
 from engine.memory.store import ContextStore
@@ -21,30 +18,13 @@ from engine.messages import (
     Report,
     SliceEnd,
     SliceFate,
-    Step,
     Submit,
     TokenDelta,
 )
 from engine.planner import Planner, PlannerSettings
+from engine.progress import Progress
 from engine.prompt import Prompt
 from engine.slice_log import SliceLog
-
-
-@dataclass(slots=True)
-class SchedulerCounters:
-    """Totals since the start."""
-
-    admitted: int = 0
-    finished: dict[str, int] = field(default_factory=dict)  # by finish reason
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    computed_tokens: int = 0
-    recomputed_tokens: int = 0
-    slices: int = 0
-    plans: int = 0
-    wait_ns: int = 0  # compute stood still for a move
-    runners_lost: int = 0
-    longest_gap_ns: int = 0
 
 
 class Scheduler:
@@ -54,12 +34,13 @@ class Scheduler:
         self.policy = policy
         self.store = store
         self.planner = Planner(policy, store, settings)
-        self.counters = SchedulerCounters()
         self.slice_log = SliceLog()
+        self.progress = Progress(policy, self.planner, self.slice_log)
+        self.counters = self.progress.counters
         self.prompts: dict[str, Prompt] = {}
         self.devices: dict[str, Device] = {}
         self.needs_plan = False
-        self._has_news: dict[Prompt, None] = {}  # tokens or an end that its api was not sent yet
+        self._has_news = self.progress.has_news  # tokens or an end that its api was not sent yet
         self._serial = 0
 
     # ------------------------------------------------------------------ prompts
@@ -190,7 +171,7 @@ class Scheduler:
         """A runner made steps, ended slices, completed moves."""
         device = self.devices[name]
         for step in report.steps:
-            self._on_step(device, step, now_ns)
+            self.needs_plan = self.progress.take(device, step, now_ns, is_plan_due=self.needs_plan)
         for end in report.ends:
             self._on_slice_end(device, end, now_ns)
         for move in report.moves:
@@ -211,56 +192,6 @@ class Scheduler:
         return plans
 
     # ------------------------------------------------------------------ reports
-
-    def _on_step(self, device: Device, step: Step, now_ns: int) -> None:
-        shares = share(step.step_ns, step.fed, step.computed, step.tokens, device.cost)
-        is_decode = sum(step.fed) == len(step.fed)
-        device.observe_step(step.step_ns, step.idle_ns, is_decode=is_decode)
-        for row, slice_id in enumerate(step.slice_ids):
-            prompt = device.by_slice.get(slice_id)
-            if prompt is None:
-                continue  # cancelled
-            turn, token = prompt.turn, step.tokens[row]
-            assert turn is not None
-            prompt.uncharged_ns += shares[row]
-            self._on_computed(prompt, step.fed[row], step.computed[row])
-            if turn.first_ns is None:
-                turn.first_ns = now_ns
-                self.slice_log.begin(prompt, device.name, now_ns - step.step_ns, step.fed[row])
-            if slice_id == turn.next_id:
-                device.by_slice.pop(turn.slice_id)
-                turn.slice_id, turn.next_id = turn.next_id, None
-                self.slice_log.extend(prompt, now_ns, step.fed[row])
-            if token is not None:
-                self._on_token(prompt, token, now_ns)
-                self.needs_plan |= self.planner.turns.is_nearly_used_up(prompt)
-            elif self.planner.num_deferred:
-                self.needs_plan = True  # what they wait for may be computed
-            start = step.computed[row] - step.fed[row]
-            prompt.take_logprobs(start, step.logprobs.get(row), step.prompt_logprobs.get(row))
-
-    def _on_computed(self, prompt: Prompt, fed: int, computed: int) -> None:
-        again = max(0, min(prompt.peak_computed, computed) - (computed - fed))
-        prompt.peak_computed = max(prompt.peak_computed, computed)
-        prompt.context.computed = computed
-        self.counters.recomputed_tokens += again
-        self.counters.computed_tokens += fed
-
-    def _on_token(self, prompt: Prompt, token: int, now_ns: int) -> None:
-        if prompt.has_first_token:
-            prompt.longest_gap_ns = max(prompt.longest_gap_ns, now_ns - prompt.last_token_ns)
-            self.counters.longest_gap_ns = max(self.counters.longest_gap_ns, prompt.longest_gap_ns)
-        else:
-            self.planner.waiting.pass_gate(prompt, now_ns)
-            self.slice_log.first_token(prompt, now_ns)
-            self.needs_plan = True
-        if prompt.first_token_ns is None:
-            prompt.first_token_ns = now_ns
-        prompt.output_ids.append(token)
-        prompt.last_token_ns = now_ns
-        self.counters.output_tokens += 1
-        self.policy.charge_tokens(prompt.task, 1, now_ns)
-        self._has_news[prompt] = None
 
     def _on_slice_end(self, device: Device, end: SliceEnd, now_ns: int) -> None:
         self.needs_plan = True
