@@ -1,89 +1,22 @@
-"""What fairness promises, of the real scheduler, planner and policies on simulated GPUs and a manual clock.
+"""What fairness promises: shares of GPU time, credit and debt, isolation. `fair_simulation` says on what."""
 
-A step takes 10 ms whatever is in it, a GPU has room for eight prompts at a time, and moves are free, so that
-what is measured is the planner's doing.
-"""
-
-from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
 
-from engine.messages import CostModel
-from engine.planner import PlannerSettings
-from engine.simulator.hardware import FREE_LINK, LLAMA_8B, Cluster, Gpu
-from engine.simulator.simulation import Simulation
-from loadgen.plan import Sending
-from loadgen.traces import TraceRow
-
-MS = 1_000_000
-STEP_NS = 10 * MS
-BATCH = 8
-SLICE_NS = 200 * MS
-GAP_NS = 500 * MS
-SETTINGS = PlannerSettings(
-    target_ns=400 * MS,
-    slice_ns=SLICE_NS,
-    min_slice_ns=40 * MS,
-    gap_ns=GAP_NS,
-    first_slices=8,
-    max_model_len=100_000,
-    reserve=0.0,
-    floor_tokens_per_s=20.0,
+from loadgen.results import RequestRecord
+from tests.engine.fair_simulation import (
+    BATCH,
+    FAIR,
+    INPUT_TOKENS,
+    SLICE_NS,
+    STEP_NS,
+    request,
+    run_until,
+    service_ns,
+    shares,
+    simulation,
 )
-ENDLESS = 50_000  # output tokens
-FAIR = pytest.mark.parametrize("policy", ["cfs", "eevdf"])
-
-
-def request(tenant: str, at_s: float = 0.0, output: int = ENDLESS) -> tuple[str, float, int]:
-    return tenant, at_s, output
-
-
-def simulation(
-    requests: Sequence[tuple[str, float, int]],
-    weights: dict[str, float],
-    *,
-    policy: str = "cfs",
-    num_gpus: int = 1,
-    pool_pages: int = 100_000,
-) -> Simulation:
-    cluster = Cluster(
-        num_gpus=num_gpus,
-        gpu=Gpu(CostModel(step_ns=STEP_NS, decode_ns=1, prefill_ns=1, context_ns=0), 4e12),
-        layout=LLAMA_8B,
-        pool_pages=pool_pages,
-        host_pages=1_000_000,
-        peer_link=FREE_LINK,
-        host_link=FREE_LINK,
-        max_batch=BATCH,
-        depth=1,
-        message_ns=0,
-    )
-    sendings = [
-        Sending(
-            index, TraceRow(line=index, arrival_s=None, input_tokens=32, output_tokens=output), at_s, tenant
-        )
-        for index, (tenant, at_s, output) in enumerate(sorted(requests, key=lambda each: each[1]))
-    ]
-    return Simulation(cluster, policy, SETTINGS, sendings, weights)
-
-
-def service_ns(sim: Simulation) -> dict[str, int]:
-    """GPU time by tenant, that of slices which have not ended included."""
-    totals = dict(sim.scheduler.service_by_tenant())
-    for prompt in sim.scheduler.prompts.values():
-        totals[prompt.task.tenant] = totals.get(prompt.task.tenant, 0) + prompt.uncharged_ns
-    return totals
-
-
-def run_until(sim: Simulation, end_s: float) -> None:
-    while sim.now_ns < end_s * 1e9 and sim.step():
-        pass
-
-
-def shares(sim: Simulation) -> dict[str, float]:
-    totals = service_ns(sim)
-    return {tenant: total / sum(totals.values()) for tenant, total in totals.items()}
 
 
 @FAIR
@@ -132,90 +65,18 @@ def test_a_flood_of_one_token_prompts_gains_nothing(policy):
 
 
 @FAIR
-@pytest.mark.parametrize("num_gpus", [1, 4])
-def test_endless_arrivals_starve_nobody(policy, num_gpus):
-    """Newcomers go first, but once a prompt is overdue for half the gap bound only those do that came
-    earlier. So it waits for 1.5 gaps, and then for those before it to have had a slice: the other old prompts
-    and the newcomers of that time, two batches of them."""
-    old = [request("t")] * (12 * num_gpus)
-    requests = old + [request("t", 1 + i * 0.05 / num_gpus, 12) for i in range(240 * num_gpus)]
-    sim = simulation(requests, {"t": 1.0}, policy=policy, num_gpus=num_gpus)
-    run_until(sim, 12)
-    gaps = []
-    for index in range(len(old)):
-        times = [*sim.token_times_s(index), sim.now_ns / 1e9]
-        gaps.append(max(after - before for before, after in pairwise(times)))
-    assert max(gaps) <= 1.5 * GAP_NS / 1e9 + 3 * SLICE_NS / 1e9
-
-
-@FAIR
-def test_everybody_reads_on_at_the_floor_while_capacity_allows(policy):
-    """Eight places at 100 tokens/s each; twenty readers of 20/s take half of that. From its first token on
-    nobody is ever behind its reader by more than what is read between two turns."""
-    sim = simulation([request("t")] * 20, {"t": 1.0}, policy=policy)
-    run_until(sim, 12)
-    floor = SETTINGS.floor_tokens_per_s
-    for index in range(20):
-        times = sim.token_times_s(index)
-        behind = [floor * (at_s - times[0]) - number for number, at_s in enumerate(times)]
-        assert max(behind) <= floor * 1.5 * GAP_NS / 1e9
-        assert sim.now_ns / 1e9 - times[-1] <= 1.5 * GAP_NS / 1e9
-
-
-def wish(sim: Simulation, speeds: dict[int, float]) -> None:
-    """Once all requests have come, let some have readers with speeds of their own."""
-    while len(sim.scheduler.prompts) < 20:
-        assert sim.step()
-    for index, tokens_per_s in speeds.items():
-        sim.scheduler.prompts[str(index)].tokens_per_s = tokens_per_s
-
-
-def most_behind(sim: Simulation, index: int, tokens_per_s: float) -> float:
-    """Tokens that a request was behind a reader of this speed who began with its first, at worst."""
-    times = [*sim.token_times_s(index), sim.now_ns / 1e9]
-    return max(tokens_per_s * (at_s - times[0]) - number for number, at_s in enumerate(times))
-
-
-@FAIR
-def test_a_reader_with_a_speed_of_its_own_is_kept_busy_while_capacity_allows(policy):
-    """As before, but two of the twenty read 50 and 70 tokens/s, most of what a place gives: 480 of 800."""
-    speeds = {3: 50.0, 11: 70.0}
-    sim = simulation([request("t")] * 20, {"t": 1.0}, policy=policy)
-    wish(sim, speeds)
-    run_until(sim, 12)
-    for index in range(20):
-        speed = speeds.get(index, SETTINGS.floor_tokens_per_s)
-        assert most_behind(sim, index, speed) <= speed * 1.5 * GAP_NS / 1e9
-    unwished = simulation([request("t")] * 20, {"t": 1.0}, policy=policy)
-    run_until(unwished, 12)
-    assert most_behind(unwished, 11, 70.0) > 10 * most_behind(sim, 11, 70.0)
-
-
-@FAIR
-def test_readers_whom_nothing_is_fast_enough_for_stay_within_their_share(policy):
-    """More of them than there are places: those of their own tenant wait no longer than the gap bound and two
-    slices, and another tenant has its half."""
-    weights = {"greedy": 1.0, "modest": 1.0}
-    sim = simulation([request("greedy")] * 12 + [request("modest")] * 8, weights, policy=policy)
-    wish(sim, dict.fromkeys(range(10), 5000.0))
-    run_until(sim, 12)
-    assert shares(sim)["modest"] == pytest.approx(0.5, abs=0.02)
-    for index in (10, 11):
-        times = [*sim.token_times_s(index), sim.now_ns / 1e9]
-        assert max(after - before for before, after in pairwise(times)) <= (1.5 * GAP_NS + 2 * SLICE_NS) / 1e9
-
-
-@FAIR
-def test_idling_banks_no_credit(policy):
-    """A tenant that comes 20 s late gets its half from then on, not what it missed."""
+@pytest.mark.parametrize("num_early", [0, 12])
+def test_idling_banks_no_credit(policy, num_early):
+    """A tenant that comes 20 s late, or comes back then, gets its half from then on, not what it missed."""
     weights = {"busy": 1.0, "late": 1.0}
     requests = [request("busy")] * 12 + [request("late", 20.0)] * 12
+    requests += [request("late", output=50)] * num_early
     sim = simulation(requests, weights, policy=policy)
     run_until(sim, 20)
-    before = service_ns(sim)["busy"]
+    before = service_ns(sim)
     run_until(sim, 40)
-    served = service_ns(sim)
-    assert served["late"] / (served["late"] + served["busy"] - before) == pytest.approx(0.5, abs=0.03)
+    gained = {tenant: served - before.get(tenant, 0) for tenant, served in service_ns(sim).items()}
+    assert gained["late"] / sum(gained.values()) == pytest.approx(0.5, abs=0.03)
 
 
 @FAIR
@@ -247,24 +108,38 @@ def test_preemption_and_migration_keep_the_books(policy):
 
 
 @FAIR
-def test_a_tenant_under_its_share_does_not_feel_a_flood(policy):
-    """A modest tenant asks for a tenth of the GPU; another floods it. The step time is fixed, so what the
-    modest one feels is the planner's doing: a wait for a place."""
+def test_the_gaps_of_a_tenant_under_its_share_are_the_same_in_a_flood(policy):
+    """A modest tenant asks for a tenth of the GPU, another floods it. The step time is fixed, so what the
+    modest one feels is the planner's doing."""
     modest = [request("modest", 1 + i * 0.5, 20) for i in range(16)]
-    flood = [request("flood", 0.0, 200)] * 60
+    flood = [request("flood", output=200)] * 60
+    alone, flooded = (
+        [b - a for record in modest_records(policy, requests) for a, b in pairwise(record.chunk_s)]
+        for requests in (modest, modest + flood)
+    )
+    assert sum(flooded) / len(flooded) <= 1.1 * sum(alone) / len(alone)
+    assert max(flooded) <= max(alone) + 2 * STEP_NS / 1e9
+
+
+@FAIR
+def test_the_first_tokens_of_a_tenant_under_its_share_come_as_soon_in_a_flood(policy):
+    """Its prompts take 0.2 s to compute, and a place is free a step after it is asked for."""
+    modest = [request("modest", 1 + i * 1.0, 20) for i in range(16)]
+    flood = [request("flood", output=200)] * 100
+    alone, flooded = (
+        max(record.ttft_s for record in modest_records(policy, requests, input_tokens=4000))
+        for requests in (modest, modest + flood)
+    )
+    assert alone > 0.2
+    assert flooded <= 1.1 * alone
+
+
+def modest_records(policy: str, requests: list, input_tokens: int = INPUT_TOKENS) -> list[RequestRecord]:
+    """Those of the tenant "modest", whose prompts are so long."""
     weights = {"modest": 1.0, "flood": 1.0}
-
-    def figures(requests: list) -> tuple[float, float]:
-        sim = simulation(requests, weights, policy=policy)
-        records = [r for r in sim.run() if r.tenant == "modest"]
-        ttft = sorted(record.ttft_s for record in records)[len(records) // 2]
-        gaps = [b - a for r in records for a, b in pairwise(r.chunk_s)]
-        return ttft, sum(gaps) / len(gaps)
-
-    alone, flooded = figures(modest), figures(modest + flood)
-    step_s = STEP_NS / 1e9
-    assert flooded[0] <= 1.1 * alone[0] + 2 * step_s  # a place is free one step after it is asked for
-    assert flooded[1] <= 1.1 * alone[1]
+    lengths = {"modest": input_tokens}
+    sim = simulation(requests, weights, policy=policy, prefill_ns=50_000, input_tokens=lengths)
+    return [record for record in sim.run() if record.tenant == "modest"]
 
 
 @pytest.mark.parametrize("num_gpus", [1, 4])
