@@ -4,10 +4,10 @@ Fair shares alone leave a prompt that was ahead of its share (a long one, whose 
 token for seconds. Within its tenant such a prompt goes first; between tenants the policy's order holds, so
 nobody gains a share by being late.
 
-Bounds. Newcomers are due before all that are overdue by less than half of the bound (`engine.waiting`). So a
-prompt whose tenant is alone waits for 1.5 bounds at most, and for a turn of each that is due before it; one of m
-prompts of a tenant, among k of the same weight at n places, for 1.5 bounds and 2 m k / n slices: m turns of its
-tenant, beside as many of each other one, twice because services may differ (`fairness.two_level`).
+Bounds. Newcomers are due before all that are overdue by less than half of the bound (`engine.waiting`). So
+a prompt whose tenant is alone waits for 1.5 bounds at most, and for a turn of each that is due before it; one
+of m prompts of a tenant, among k of the same weight at n places, for 1.5 bounds and 2 m k / n slices: m turns
+of its tenant beside as many of each other one, twice because services may differ (`fairness.two_level`).
 """
 
 from bisect import insort
