@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from engine.awake import command_for, keep_awake
 from engine.config import Config, DeviceConfig
 from engine.memory.lender import Owner
 from engine.memory.lending import Lending
@@ -117,8 +118,9 @@ class Lenders:
                 self._add_own(Region(device.name, device.name, "cpu", num_bytes, segment, [descriptor]))
 
     async def make_gpu_regions(self) -> None:
-        """Regions of the GPUs on which nothing runs, each as soon as it is there. A GPU that cannot lend is
-        left out, with a warning: mirrors go to the host then."""
+        """Regions of the GPUs on which nothing runs, each as soon as it is there, and then keep these GPUs
+        awake, until cancelled. One that cannot lend is left out, with a warning: mirrors go to the host then.
+        """
         async with asyncio.TaskGroup() as group:
             for device in self._config.lenders:
                 if device.name.startswith("cuda"):
@@ -134,6 +136,7 @@ class Lenders:
         region = Region(device.name, device.name, "cuda", num_bytes, GPU_SEGMENT_BYTES, [*descriptors])
         self._add_own(region)
         log.info("%s lends %.1f GiB", device.name, num_bytes / 2**30)
+        await keep_awake(device.name, command_for(device.name))
 
     def _add_own(self, region: Region) -> None:
         self._made.append(region)
