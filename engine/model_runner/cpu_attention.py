@@ -184,15 +184,17 @@ def _plan_group(pool: CpuPool, group: int, rows: Sequence[StepRow], starts: Sequ
         for i in range(len(rows))
         if rows[i].count > 1
     ]
-    decoding = sorted((i for i in range(len(rows)) if rows[i].count == 1), key=lambda i: -len(live[i]))
-    blocks += [_decode_block(members, starts, live, pool.dtype) for members in _split(decoding, live)]
+    decoding = [i for i in range(len(rows)) if rows[i].count == 1]
+    blocks += [
+        _decode_block(members, starts, live, pool.dtype) for members in split_by_length(decoding, live)
+    ]
     return GroupPlan(torch.from_numpy(np.concatenate(writes)), tuple(blocks))
 
 
-def _split(decoding: Sequence[int], live: Sequence[Slots]) -> list[list[int]]:
-    """Rows, longest first, in blocks in which padding never doubles a long row's work."""
+def split_by_length(decoding: Sequence[int], live: Sequence[Slots]) -> list[list[int]]:
+    """Rows in blocks in which padding never doubles a long row's work."""
     blocks: list[list[int]] = []
-    for i in decoding:
+    for i in sorted(decoding, key=lambda i: -len(live[i])):
         longest = len(live[blocks[-1][0]]) if blocks else 0
         if blocks and longest <= max(2 * len(live[i]), _CHEAP_PADDING_TOKENS):
             blocks[-1].append(i)

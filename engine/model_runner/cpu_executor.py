@@ -14,7 +14,9 @@ from engine.model_runner.batch import StepResult, StepRow
 from engine.model_runner.choosing import choose_tokens, token_logprobs
 from engine.model_runner.cost import cost_scratch, fit_cost
 from engine.model_runner.cpu_attention import CpuAttention, CpuPool
+from engine.model_runner.cpu_invariant_attention import CpuInvariantAttention
 from engine.model_runner.grammar import Grammars
+from engine.model_runner.invariant_activations import replace_activations
 from engine.model_runner.packed_linear import pack_linears
 from engine.model_runner.prompt_logprobs import PromptLogprobs, wants_prompt_logprobs
 
@@ -36,7 +38,9 @@ class CpuExecutor:
     """Runs a model whose attention is `attention.NAME` over a pool; see `batch.Executor`.
 
     `pool` is `[num_pages, layers_per_page, 2, page_tokens, kv_heads, head_dim]`, contiguous, in the model's
-    dtype. Rows with a grammar need `grammars`. The linear layers of a bf16 model are replaced by packed ones.
+    dtype. Rows with a grammar need `grammars`. The model's linear layers are replaced by packed ones. In
+    float32 a row's logits are the same bits whatever else is in the batch and however its tokens were cut
+    into chunks, for which its activation functions are replaced, too; mixtures of experts fall short of it.
     """
 
     depth = 1
@@ -52,6 +56,9 @@ class CpuExecutor:
         grammars: Grammars | None = None,
     ) -> None:
         pack_linears(model)
+        if pool.dtype == torch.float32:
+            replace_activations(model)
+        self._attention = CpuInvariantAttention if pool.dtype == torch.float32 else CpuAttention
         self._model = model
         self._layout = layout
         self._max_batch = max_batch
@@ -137,7 +144,7 @@ class CpuExecutor:
             position_ids=torch.tensor([positions]),
             use_cache=False,
             logits_to_keep=torch.tensor(wanted, dtype=torch.int64),
-            paged=CpuAttention(self._pool, rows),
+            paged=self._attention(self._pool, rows),
         )
         logits: torch.Tensor = output.logits[0]
         return logits

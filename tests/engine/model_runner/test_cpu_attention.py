@@ -5,6 +5,7 @@ from engine.memory.page import PageLayout, make_layout
 from engine.messages import Sampling
 from engine.model_runner.batch import Row, StepRow
 from engine.model_runner.cpu_attention import CpuAttention, CpuPool
+from engine.model_runner.cpu_invariant_attention import CpuInvariantAttention
 
 PAGE_TOKENS = 4
 KV_HEADS, HEADS, HEAD_DIM = 2, 6, 8
@@ -45,7 +46,10 @@ def dense(
 
 @pytest.mark.parametrize("softcap", [None, 0.7])
 @pytest.mark.parametrize("has_sinks", [False, True])
-def test_a_mixed_batch_equals_attention_by_definition(softcap: float | None, has_sinks: bool) -> None:
+@pytest.mark.parametrize("kind", [CpuAttention, CpuInvariantAttention])
+def test_a_mixed_batch_equals_attention_by_definition(
+    kind: type[CpuAttention] | type[CpuInvariantAttention], softcap: float | None, has_sinks: bool
+) -> None:
     generator = torch.Generator().manual_seed(3)
     windows = [None, 6, None, 6]
     layout = layout_of(windows)
@@ -54,7 +58,7 @@ def test_a_mixed_batch_equals_attention_by_definition(softcap: float | None, has
     free = (torch.randperm(299, generator=generator) + 1).tolist()
     sinks = torch.randn(HEADS, generator=generator) if has_sinks else None
     # (computed before, computed now): decodes of very different lengths beside whole and continued prefills
-    shapes = [(0, 5), (9, 1), (300, 1), (7, 12), (0, 1), (30, 1)]
+    shapes = [(0, 5), (9, 1), (300, 1), (7, 12), (60, 70), (0, 1), (30, 1)]
     rows, contexts = [], []
     for slot, (start, count) in enumerate(shapes):
         num_pages = layout.num_pages(start + count)
@@ -72,7 +76,7 @@ def test_a_mixed_batch_equals_attention_by_definition(softcap: float | None, has
                 page = tables[group][position // PAGE_TOKENS]
                 pool[page, plane, :, position % PAGE_TOKENS] = kv[layer, :, position]
     num_tokens = sum(count for _, count in shapes)
-    attention = CpuAttention(cpu_pool, rows)
+    attention = kind(cpu_pool, rows)
     for layer, window in enumerate(windows):
         query = torch.randn(num_tokens, HEADS, HEAD_DIM, generator=generator)
         new = [kv[layer, :, start:] for kv, (start, _) in zip(contexts, shapes, strict=True)]
