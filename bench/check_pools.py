@@ -171,6 +171,7 @@ class Check:
         print(f"attached in {attach_s:.1f} s, {size.num_bytes / 2**30:.1f} GiB of host memory pinned")
         assert not attached.unreachable, attached.unreachable
         assert isinstance(attached.transfers, CudaTransfers)
+        torch.zeros(1, device=peer)  # keeps it awake, as the engine does
         self.local = attached.local
         self.pools = attached.transfers.pools
         self.compute = torch.cuda.Stream(0)

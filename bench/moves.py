@@ -74,6 +74,7 @@ class Bench:
         for pool_id, index in zip((PEER, OTHER_PEER), others, strict=False):
             num_bytes = int((peer_gib if pool_id == PEER else 24) * 2**30)
             made = lend(index, num_bytes, SEGMENT_BYTES)
+            torch.zeros(1, device=f"cuda:{index}")  # keeps it awake, as the engine does
             num_pages = len(made) * SEGMENT_BYTES // self.page_bytes
             specs.append(self.spec(pool_id, "cuda", f"cuda:{index}", num_pages, len(descriptors)))
             descriptors += made

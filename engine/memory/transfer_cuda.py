@@ -54,7 +54,9 @@ AHEAD_PEER_BYTES, AHEAD_HOST_BYTES, AHEAD_KERNEL_BYTES = (2**32, 2**34), (2**27,
 
 PEER_BYTES_PER_S, HOST_BYTES_PER_S = 2**39, 2**36  # a little more than links have
 
-TURN_COPIES = 2048  # launched at one look, or little more, so that launching does not hold up the next step
+# Launched at one look, or little more, so that launching does not hold up the next step. A kernel takes the
+# host as long as so many copies.
+TURN_COPIES, KERNEL_COPIES = 2048, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +147,11 @@ class CudaTransfers:
 
     def submit(self, move: Move) -> None:
         """Queue a move; `completed` launches it."""
-        listed = ListedMove.of(move)
-        for pool, pages in ((move.src_pool, listed.src_pages), (move.dst_pool, listed.dst_pages)):
-            if pool not in self.pools or pages.max(initial=0) >= len(self.pools[pool].pages):
+        for pool, pages in ((move.src_pool, move.src_pages), (move.dst_pool, move.dst_pages)):
+            if pool not in self.pools or max(pages, default=0) >= len(self.pools[pool].pages):
                 raise TransferError(f"move {move.move_id} is of pages that pool {pool} does not have")
         self._num_open += 1
-        self._lanes[self._path(move)].lane.push(listed)
+        self._lanes[self._path(move)].lane.push(move)
 
     def completed(self) -> list[CompletedMove]:
         """Take what has arrived, then launch what is waiting."""
@@ -196,6 +197,7 @@ class CudaTransfers:
                     num_copies += len(runs)
                 else:
                     self._copy_by_kernel(batch, pages, mover)
+                    num_copies += KERNEL_COPIES
                 lane.launch(batch, num_bytes, start, _mark())
         return num_copies
 

@@ -6,6 +6,7 @@ large move is cut, so that what is launched ahead can be kept in bounds, and sma
 launch has a price of its own. Page lists are arrays, which are cut and joined at little cost per page.
 """
 
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,11 @@ from engine.messages import Move
 
 PageList = npt.NDArray[np.int32]
 """Numbers of pages, `[n]`."""
+
+
+def page_list(pages: Sequence[int]) -> PageList:
+    """By way of `array`, which takes half the time of numpy for a list."""
+    return np.frombuffer(array("i", pages), dtype=np.int32)
 
 
 class Mark(Protocol):
@@ -41,11 +47,7 @@ class ListedMove:
 
     @classmethod
     def of(cls, move: Move) -> "ListedMove":
-        return cls(move, np.array(move.src_pages, dtype=np.int32), np.array(move.dst_pages, dtype=np.int32))
-
-    @property
-    def urgent(self) -> bool:
-        return self.move.urgent
+        return cls(move, page_list(move.src_pages), page_list(move.dst_pages))
 
     @property
     def pools(self) -> tuple[int, int]:
@@ -123,7 +125,7 @@ class Lane:
     """Moves of one path. One that has begun is launched to its end before the next one begins."""
 
     def __init__(self) -> None:
-        self._queue: MoveQueue[ListedMove] = MoveQueue()
+        self._queue: MoveQueue[Move] = MoveQueue()
         self._current: ListedMove | None = None
         self._num_taken = 0  # pages of the current move
         self._launched: deque[_Launched] = deque()
@@ -135,15 +137,16 @@ class Lane:
         """Whether `take` has something to give."""
         return self._current is not None or len(self._queue) > 0
 
-    def push(self, listed: ListedMove) -> None:
-        """Queue a move of at least one page."""
-        assert len(listed.src_pages), f"move {listed.move.move_id} is of no page"
-        self._queue.push(listed)
+    def push(self, move: Move) -> None:
+        """Queue a move of at least one page. Its lists become arrays when its time comes: the first of many
+        moves should not wait for that of the others."""
+        assert move.src_pages, f"move {move.move_id} is of no page"
+        self._queue.push(move)
 
     def peek(self) -> ListedMove:
         """The move of which `take` will give a piece first."""
         if self._current is None:
-            self._current, self._num_taken = self._queue.pop(), 0
+            self._current, self._num_taken = ListedMove.of(self._queue.pop()), 0
         return self._current
 
     def take(self, max_pages: int) -> Batch:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from engine.memory.transfer import CompletedMove
-from engine.memory.transfer_lanes import Batch, Lane, ListedMove, Lookahead
+from engine.memory.transfer_lanes import Batch, Lane, Lookahead
 from engine.messages import Move
 
 
@@ -35,7 +35,7 @@ def a_move(move_id: int, num_pages: int, *, dst: int = 1, urgent: bool = False) 
 def a_lane(*moves: Move) -> Lane:
     lane = Lane()
     for move in moves:
-        lane.push(ListedMove.of(move))
+        lane.push(move)
     return lane
 
 
@@ -97,8 +97,8 @@ def test_a_duration_is_a_moves_share_of_its_batches() -> None:
 def test_urgent_moves_overtake_what_has_not_begun() -> None:
     lane = a_lane(a_move(1, 2))
     launch(lane, 1)
-    lane.push(ListedMove.of(a_move(2, 1)))
-    lane.push(ListedMove.of(a_move(3, 1, urgent=True)))
+    lane.push(a_move(2, 1))
+    lane.push(a_move(3, 1, urgent=True))
     assert [moves_of(launch(lane, 1)[0]) for _ in range(3)] == [[1], [3], [2]]
 
 
