@@ -9,6 +9,7 @@ class name. Four unions at the end of the file say who may send what to whom; a 
 Times are integer nanoseconds, sizes bytes. A position is the index of a token in its context, from 0.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 from msgspec import Struct
@@ -519,8 +520,8 @@ class Move(Part, frozen=True, kw_only=True):
     move_id: int
     src_pool: int
     dst_pool: int
-    src_pages: list[int]
-    dst_pages: list[int]
+    src_pages: Sequence[int]
+    dst_pages: Sequence[int]
     urgent: bool = False  # a slice waits for it: before mirrors
 
 

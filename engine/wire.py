@@ -8,6 +8,7 @@ import asyncio
 import select
 import socket
 import struct
+from array import array
 from collections.abc import Callable
 from typing import Generic, TypeVar, cast
 
@@ -18,7 +19,15 @@ MAX_FRAME_BYTES = 1 << 30
 
 Incoming = TypeVar("Incoming")
 
-_encoder = msgspec.msgpack.Encoder()
+
+def _as_list(pages: object) -> list[int]:
+    """How what MessagePack does not know goes over the wire."""
+    if isinstance(pages, array):
+        return pages.tolist()
+    raise NotImplementedError(f"a {type(pages).__name__} has no form on the wire")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_as_list)
 
 
 class ProtocolError(Exception):

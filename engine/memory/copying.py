@@ -45,23 +45,23 @@ class Copying:
         moves to those that are computed: from `former` pages, where there are some, or from its mirror."""
         home, valid = context.home, context.num_valid_pages
         assert home is not None
-        last = -(-end // context.layout.page_tokens)
+        pool, last = self._local.pools[home], -(-end // context.layout.page_tokens)
         paths: Paths = {}
         for group in context.groups:
             table, first = group.local, group.live_from
             absent_end = table.first if table.num_pages and table.first < valid else valid
-            added = self._local.allocate(context, group, last)
+            added = table.fill(pool, first, last, context)
             group.arriving_end = absent_end
-            if first < absent_end:
+            if first < absent_end:  # rule 2 keeps lists good that are the mirror's own
                 pair(paths, _sources(group, first, absent_end), added[: absent_end - first])
         if not paths:
             return []
         context.moves_in_flight += len(paths)
-        moves = [
-            self._moves.start((context,), Purpose.FETCH, home, (pool.pool_id, home), pages)
-            for pool, pages in paths.items()
-        ]
-        context.fetches = [move.move_id for move in moves]
+        moves: list[Move] = []
+        for pool, pages in paths.items():
+            move = self._moves.start((context,), Purpose.FETCH, home, (pool.pool_id, home), pages)
+            context.fetches.append(move.move_id)
+            moves.append(move)
         return moves
 
     def mirror(self, contexts: Iterable[Context], *, whole: bool) -> list[Move]:

@@ -1,6 +1,7 @@
 """Contexts on their way from one device to another."""
 
 from collections.abc import Iterator
+
 from engine.memory.context import Context
 from engine.memory.local_copies import LocalCopies
 from engine.memory.page_table import PageTable

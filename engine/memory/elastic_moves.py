@@ -4,7 +4,7 @@ import select
 import time
 
 from engine.memory.elastic_tensor import ElasticTensor
-from engine.memory.pool import PagePool
+from engine.memory.pool import PagePool, Pages
 from engine.memory.transfer import Transfers
 from engine.messages import Move
 
@@ -26,7 +26,7 @@ class ElasticMoves:
         self,
         tensor: ElasticTensor,
         path: tuple[PagePool, PagePool],
-        pages: tuple[list[int], list[int]],
+        pages: tuple[Pages, Pages],
         *,
         urgent: bool = False,
     ) -> None:

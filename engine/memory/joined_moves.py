@@ -2,6 +2,7 @@
 
 from engine.memory.context import Context
 from engine.memory.open_moves import OpenMoves, Purpose, Relocation
+from engine.memory.pool import Pages, no_pages
 from engine.messages import Move
 
 JOIN_BYTES = 1 << 27  # a move takes pages of further contexts up to here: 0.3 ms of NVLink, 2.5 of PCIe
@@ -14,8 +15,8 @@ class _Open:
 
     def __init__(self) -> None:
         self.contexts: list[Context] = []
-        self.src_pages: list[int] = []
-        self.dst_pages: list[int] = []
+        self.src_pages = no_pages()
+        self.dst_pages = no_pages()
         self.relocations: list[Relocation] = []
 
 
@@ -34,8 +35,8 @@ class JoinedMoves:
         self,
         context: Context,
         way: tuple[int, int, int],
-        src_pages: list[int],
-        dst_pages: list[int],
+        src_pages: Pages,
+        dst_pages: Pages,
         relocations: list[Relocation] | None = None,
     ) -> None:
         """Pages of the context go this `way`: runner (by its local pool), source pool, destination pool."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from engine.memory.context import ABSENT, Context, GroupPages
+from engine.memory.context import ABSENT, Context
 from engine.memory.counters import StoreCounters
 from engine.memory.idle_queue import IdleQueue
 from engine.memory.pool import Extent, PagePool
@@ -73,12 +73,12 @@ class LocalCopies:
         """Have `count` free pages, if that loses nothing that is needed: let cached contexts give way, take
         back what was lent, evict what is idle longest. Else nothing changes, but lent pages are on their way
         back."""
-        pool, cached = self.pools[pool_id], self._idlers[pool_id].cached
+        pool = self.pools[pool_id]
         if count <= pool.num_free:
             return True
-        short = count - pool.num_free - cached.evictable
-        if short > 0 and self.landlord is not None:
-            self.landlord.regain(pool_id, short)
+        cached = self._idlers[pool_id].cached
+        if self.landlord is not None and count > pool.num_free + cached.evictable:
+            self.landlord.regain(pool_id, count - pool.num_free - cached.evictable)
         if count > self.num_available(pool_id, besides=besides):
             return False
         while cached.evictable and count > pool.num_free:
@@ -90,7 +90,7 @@ class LocalCopies:
         return True
 
     def _evict_needed(self, pool: PagePool, count: int, besides: Context | None) -> None:
-        kept = [besides, *besides.ancestors()] if besides is not None else []
+        kept = (besides, *besides.ancestors()) if besides is not None else ()
         victims, short = [], count - pool.num_free
         for context in self._idlers[pool.pool_id].needed.contexts:
             if context.evictable and context not in kept:
@@ -100,16 +100,6 @@ class LocalCopies:
                     break
         for victim in victims:
             self.evict(victim, count - pool.num_free)
-
-    def allocate(self, context: Context, group: GroupPages, last: int) -> list[int]:
-        """Give every live page index of the group below `last` a local page; there is room. Returns those
-        added, those before the ones that were there first, in a list that is not to be changed or kept."""
-        assert context.home is not None
-        pool, table, live_from = self.pools[context.home], group.local, group.live_from
-        if table.num_pages and table.first > live_from:
-            before = table.grow_down(pool, live_from, context)
-            return before + table.grow(pool, live_from, last, context)
-        return table.grow(pool, live_from, last, context)
 
     # ------------------------------------------------------------------ segments that are to be empty
 

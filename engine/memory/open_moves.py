@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from engine.memory.context import Context
 from engine.memory.counters import StoreCounters
-from engine.memory.pool import Extent
+from engine.memory.pool import Extent, Pages
 from engine.messages import Move
 
 Relocation = tuple[Extent, list[Extent]]
@@ -54,7 +54,7 @@ class OpenMoves:
         purpose: Purpose,
         runner: int,
         path: tuple[int, int],
-        pages: tuple[list[int], list[int]],
+        pages: tuple[Pages, Pages],
         relocations: Sequence[Relocation] = (),
     ) -> Move:
         """A new move between the pools of `path`; `pages` are its source and destination pages. The contexts

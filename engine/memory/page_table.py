@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from engine.memory.pool import Extent, PagePool
+from engine.memory.pool import Extent, PagePool, Pages, joined, no_pages
 
 if TYPE_CHECKING:
     from engine.memory.context import Context
 
-Part = tuple[PagePool, list[int]]
+Part = tuple[PagePool, Pages]
 """Pages that lie in one pool"""
 
 
@@ -39,32 +39,44 @@ class PageTable:
     def pages(self) -> list[int]:
         """All pages, in order of their indices."""
         if len(self.extents) == 1:
-            return self.extents[0].pages[:]
-        return [page for extent in self.extents for page in extent.pages]
+            return self.extents[0].pages.tolist()
+        return joined(self.extents).tolist()
 
-    def between(self, first: int, last: int) -> list[int]:
-        """The pages with indices `first .. last - 1`, all of which are here."""
-        parts = self.parts(first, last)
-        return parts[0][1] if len(parts) == 1 else [page for _, pages in parts for page in pages]
+    def between(self, first: int, last: int) -> Pages:
+        """The pages with indices `first .. last - 1`, all of which are here, as of `parts`."""
+        if len(self.extents) == 1:
+            return self.extents[0].pages[first - self.first : last - self.first]
+        found = no_pages()
+        for _, pages in self.parts(first, last):
+            found += pages
+        return found
 
     def parts(self, first: int, last: int) -> list[Part]:
-        """The same, in parts that lie in one pool each, with that pool."""
+        """The same, in parts that lie in one pool each, with that pool. They may be an extent's own: they are
+        not to be changed, and good as long as no page of the table is given up, nor one added behind it."""
         if first >= last:
             return []
         number, start = self._find(first)
-        extent = self.extents[number]
-        pages = extent.pages[first - start : last - start]
-        parts = [(extent.segment.pool, pages)]
-        first += len(pages)
-        while first < last:
+        extent, missing = self.extents[number], last - first
+        pool, pages = extent.segment.pool, extent.pages
+        if first > start or len(pages) > missing:
+            pages = pages[first - start : last - start]
+        missing -= len(pages)
+        if not missing:
+            return [(pool, pages)]
+        parts: list[Part] = []
+        pages = pages[:]
+        while missing:
             number += 1
             extent = self.extents[number]
-            more = extent.pages[: last - first]
-            first += len(more)
-            if extent.segment.pool is parts[-1][0]:
-                parts[-1][1].extend(more)
+            more = extent.pages if len(extent.pages) <= missing else extent.pages[:missing]
+            missing -= len(more)
+            if extent.segment.pool is pool:
+                pages += more
             else:
-                parts.append((extent.segment.pool, more))
+                parts.append((pool, pages))
+                pool, pages = extent.segment.pool, more[:]
+        parts.append((pool, pages))
         return parts
 
     def _find(self, index: int) -> tuple[int, int]:
@@ -83,18 +95,26 @@ class PageTable:
 
     # ------------------------------------------------------------------ growing
 
-    def grow(self, pool: PagePool, first: int, last: int, holder: "Context | None") -> list[int]:
+    def grow(self, pool: PagePool, first: int, last: int, holder: "Context | None") -> Pages:
         """Have pages from index `first` (if there are none) to `last - 1`; returns those that are new, which
         come from `pool`."""
         if not self.num_pages:
             self.first = first
         count = last - self.first - self.num_pages
         if count <= 0:
-            return []
+            return no_pages()
         self.num_pages += count
         return pool.grow(self.extents, count, holder)
 
-    def grow_down(self, pool: PagePool, first: int, holder: "Context | None") -> list[int]:
+    def fill(self, pool: PagePool, first: int, last: int, holder: "Context | None") -> Pages:
+        """Have pages from index `first` to `last - 1` at least; returns those that are new, those before what
+        was here first, and not to be changed or kept."""
+        if self.num_pages and first < self.first:
+            before = self.grow_down(pool, first, holder)
+            return before + self.grow(pool, first, last, holder)
+        return self.grow(pool, first, last, holder)
+
+    def grow_down(self, pool: PagePool, first: int, holder: "Context | None") -> Pages:
         """Have pages before those that are here, from index `first` on; returns them."""
         before: list[Extent] = []
         pages = pool.grow(before, self.first - first, holder)
@@ -107,11 +127,10 @@ class PageTable:
 
     def clear(self) -> int:
         """Give all pages back; how many there were."""
-        count = self.num_pages
-        for extent in self.extents:
+        count, self.num_pages = self.num_pages, 0
+        extents, self.extents = self.extents, []
+        for extent in extents:
             extent.segment.pool.release(extent)
-        self.extents.clear()
-        self.num_pages = 0
         return count
 
     def drop_before(self, index: int) -> int:
@@ -184,19 +203,18 @@ class PageTable:
         assert self.num_pages == sum(len(extent.pages) for extent in self.extents)
 
 
-Paths = dict[PagePool, tuple[list[int], list[int]]]
+Paths = dict[PagePool, tuple[Pages, Pages]]
 """Pages that are to be moved, by the pool at the far end: those there, and those here"""
 
 
-def pair(paths: Paths, there: list[Part], here: list[int]) -> None:
-    """Add to `paths` the pages of `there`, with as many of `here`, in order. The lists of both may be used."""
+def pair(paths: Paths, there: list[Part], here: Pages) -> None:
+    """Add to `paths` the pages of `there` with as many of `here`, in order."""
     start = 0
     for pool, pages in there:
         own = here if len(there) == 1 else here[start : start + len(pages)]
-        start += len(pages)
+        start += len(own)
         known = paths.get(pool)
         if known is None:
             paths[pool] = (pages, own)
         else:
-            known[0].extend(pages)
-            known[1].extend(own)
+            paths[pool] = (known[0] + pages, known[1] + own)

@@ -5,15 +5,26 @@ Pages are given out in extents, so that what is done with the pages of a context
 the page no more than slicing a list does.
 """
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import Struct
 
 if TYPE_CHECKING:
     from engine.memory.context import Context
+
+
+Pages: TypeAlias = "array[int]"
+"""Page numbers, of 32 bits each: a list of the same would be ten times as large, and to copy it would look at
+every number."""
+
+
+def no_pages() -> Pages:
+    """None yet."""
+    return array("i")
 
 
 class Extent(Struct, eq=False):
@@ -24,24 +35,38 @@ class Extent(Struct, eq=False):
     """
 
     segment: "Segment"
-    pages: list[int]
+    pages: Pages
     holder: "Context | None"  # None: not a context's
+
+
+def joined(extents: Iterable[Extent]) -> Pages:
+    """Their pages, in order."""
+    pages = no_pages()
+    for extent in extents:
+        pages += extent.pages
+    return pages
 
 
 @dataclass(slots=True, eq=False)
 class Segment:
-    """Pages that lie together and are lent together. `free` is a stack."""
+    """Pages that lie together and are lent together."""
 
     pool: "PagePool"
     number: int
     num_pages: int = 0  # that the pool may use: free or somebody's
-    free: list[int] = field(default_factory=list)
+    free: Pages = field(default_factory=no_pages)  # a stack
     extents: dict[Extent, None] = field(default_factory=dict)  # all that is not free
     is_recalled: bool = False  # gives out no page any more
 
     @property
     def num_used(self) -> int:
         return self.num_pages - len(self.free)
+
+    def take(self, count: int) -> Pages:
+        """Up to `count` pages off the stack."""
+        pages = self.free[-count:]
+        del self.free[-count:]
+        return pages
 
 
 class PagePool:
@@ -74,6 +99,7 @@ class PagePool:
         self.num_usable = 0  # pages that contexts may have, those of recalled segments included
         self.num_used = 0
         self.num_free = 0
+        self._numbers = array("i", range(num_pages))  # to slice from
         for number in range(0 if is_leased else self.num_segments):
             self.add(number, range(max(first, self._begin(number)), self._begin(number + 1)))
 
@@ -95,24 +121,24 @@ class PagePool:
         self.grow(extents, count, holder)
         return extents
 
-    def grow(self, extents: list[Extent], count: int, holder: "Context | None") -> list[int]:
+    def grow(self, extents: list[Extent], count: int, holder: "Context | None") -> Pages:
         """Take `count` pages and put them behind `extents`: in the segment of the last of them while that has
-        room. The caller has looked at `num_free`. Returns the pages, in a list that is not to be changed or
-        kept: it may be an extent's own."""
+        room. The caller has looked at `num_free`. Returns the pages, which are not to be changed or kept:
+        they may be an extent's own."""
         assert 0 <= count <= self.num_free, f"pool {self.pool_id}: {count} of {self.num_free} free"
         self.num_free -= count
         self.num_used += count
-        added: list[int] = []
+        added = no_pages()
         if extents and count:
             last = extents[-1]
             segment = last.segment
             if segment.pool is self and segment.free and not segment.is_recalled:
-                added = self._take(segment, count)
+                added = segment.take(count)
                 last.pages += added
                 count -= len(added)
         while count:
             segment = self._lowest()
-            pages = self._take(segment, count)
+            pages = segment.take(count)
             extent = Extent(segment, pages, holder)
             segment.extents[extent] = None
             extents.append(extent)
@@ -120,11 +146,21 @@ class PagePool:
             count -= len(pages)
         return added
 
-    def _take(self, segment: Segment, count: int) -> list[int]:
-        """Up to `count` pages off the segment's stack."""
-        pages = segment.free[-count:]
-        del segment.free[-count:]
-        return pages
+    def copies(self, extents: Iterable[Extent]) -> list[tuple[Extent, list[Extent]]]:
+        """Take new places for the pages of these extents, each for its holder; returns old and new. The
+        caller has looked at `num_free`."""
+        pairs: list[tuple[Extent, list[Extent]]] = []
+        for old in extents:
+            count, segment = len(old.pages), self._lowest()
+            if len(segment.free) < count:
+                pairs.append((old, self.allocate(count, old.holder)))
+                continue
+            self.num_free -= count
+            self.num_used += count
+            new = Extent(segment, segment.take(count), old.holder)
+            segment.extents[new] = None
+            pairs.append((old, [new]))
+        return pairs
 
     def _lowest(self) -> Segment:
         """The lowest segment that has a page to give."""
@@ -142,14 +178,8 @@ class PagePool:
 
     def release(self, extent: Extent) -> None:
         """Give all its pages back. Nobody may read or write them any more."""
-        segment, pages = extent.segment, extent.pages
-        del segment.extents[extent]
-        self.num_used -= len(pages)  # and so on as in `_give_back`: this is where most pages come back
-        if not segment.is_recalled:
-            self.num_free += len(pages)
-            if not segment.free:
-                self._list(segment)
-        segment.free += pages
+        del extent.segment.extents[extent]
+        self._give_back(extent.segment, extent.pages)
 
     def release_first(self, extent: Extent, count: int) -> None:
         """Give back the first `count` of its pages, of which some stay."""
@@ -170,7 +200,7 @@ class PagePool:
         extent.segment.extents[rest] = None
         return rest
 
-    def _give_back(self, segment: Segment, pages: list[int]) -> None:
+    def _give_back(self, segment: Segment, pages: Pages) -> None:
         self.num_used -= len(pages)
         if not segment.is_recalled:
             self.num_free += len(pages)
@@ -188,7 +218,10 @@ class PagePool:
         if segment is None:
             segment = self.segments[number] = Segment(self, number)
         assert not segment.is_recalled
-        segment.free += pages
+        if isinstance(pages, range):
+            segment.free += self._numbers[pages.start : pages.stop]
+        else:
+            segment.free.extend(pages)
         segment.num_pages += len(pages)
         self.num_usable += len(pages)
         self.num_free += len(pages)
@@ -220,7 +253,9 @@ class PagePool:
             own = [page for extent in segment.extents for page in extent.pages]
             assert all(extent.segment is segment and extent.pages for extent in segment.extents)
             assert len(own) == segment.num_used, f"pool {self.pool_id}: pages lost in segment {number}"
-            assert all(self._begin(number) <= page < self._begin(number + 1) for page in own + segment.free)
+            assert all(
+                self._begin(number) <= page < self._begin(number + 1) for page in (*own, *segment.free)
+            )
             assert number in self._in_heap or not segment.free or segment.is_recalled
             pages += own
         assert len(set(pages)) == len(pages) == self.num_usable, f"pool {self.pool_id}: a page is shared"

@@ -2,13 +2,38 @@
 
 from engine.memory.context import Context
 from engine.memory.counters import StoreCounters
-from engine.memory.joined_moves import JoinedMoves
+from engine.memory.joined_moves import JOIN_BYTES, JoinedMoves
 from engine.memory.local_copies import LocalCopies
 from engine.memory.losses import Losses
 from engine.memory.mirrors import Cache, Mirrors
 from engine.memory.open_moves import OpenMove, OpenMoves, Purpose, Relocation
-from engine.memory.pool import Extent, PagePool
+from engine.memory.pool import Extent, PagePool, Pages, no_pages
 from engine.messages import Move
+
+
+class _Portion:
+    """Extents of contexts that leave one pool, with the moves of one runner (None: nobody can)."""
+
+    __slots__ = ("members", "num_pages", "pool", "runner")
+
+    def __init__(self, runner: int | None, pool: PagePool) -> None:
+        self.runner = runner
+        self.pool = pool
+        self.members: list[tuple[Context, list[Extent]]] = []
+        self.num_pages = 0
+
+    def add(self, context: Context, extents: list[Extent]) -> None:
+        self.members.append((context, extents))
+        for extent in extents:
+            self.num_pages += len(extent.pages)
+
+    def keep_held(self) -> None:
+        """Forget what was given up since: the loss of one context may take others along."""
+        members, self.members, self.num_pages = self.members, [], 0
+        for context, extents in members:
+            held = [extent for extent in extents if extent in extent.segment.extents]
+            if held:
+                self.add(context, held)
 
 
 class Reclaim:
@@ -33,6 +58,7 @@ class Reclaim:
         self._losses = losses
         self._counters = counters
         self._page_bytes = page_bytes
+        self._full_move = max(1, JOIN_BYTES // page_bytes)  # pages
         self.cache: Cache | None = None
         self._recalled: dict[tuple[int, int], None] = {}  # (pool id, segment)
         self._runners: dict[tuple[int | None, int], int | None] = {}  # (home, pool id) -> who moves
@@ -67,42 +93,62 @@ class Reclaim:
 
     def empty(self, runners: list[int]) -> list[tuple[int, Move]]:
         """Get everybody out who has no move in flight, now or with the moves returned: each with the local
-        pool of its runner."""
-        joined = JoinedMoves(self._moves, Purpose.RELOCATE, self._page_bytes)
+        pool of its runner. If there is room for all, so many contexts share a move as fill one; else they go
+        one by one, the oldest first."""
         self._runners.clear()
         found = [(c, extents) for c, extents in self._contexts() if not self._losses.drop_mirror(c)]
-        if found and runners:
-            count = sum([len(extent.pages) for _, extents in found for extent in extents])
-            self._mirrors.lease_ahead(runners[0], count)
+        if not found or not runners:
+            return []
+        count = sum([len(extent.pages) for _, extents in found for extent in extents])
+        self._mirrors.lease_ahead(runners[0], count)
+        limit = self._full_move if self._mirrors.has_room(runners[0], count) else 1
+        moves: list[tuple[int, Move]] = []
+        portions: dict[tuple[int | None, PagePool], _Portion] = {}
         for context, extents in found:
-            self._empty(context, extents, runners, joined)
+            for pool, own in _by_pool(extents):
+                way = self._choose_runner(context, pool.pool_id, runners), pool
+                portion = portions.get(way)
+                if portion is None:
+                    portion = portions[way] = _Portion(*way)
+                portion.add(context, own)
+                if portion.num_pages >= limit:
+                    moves += self._empty(portions.pop(way))
+        for portion in portions.values():
+            moves += self._empty(portion)
+        return moves
+
+    def _empty(self, portion: "_Portion") -> list[tuple[int, Move]]:
+        """Start moving a portion to the best tier, if there is one that has room for all of it; or else each
+        context to the best tiers that have. What finds no room is lost."""
+        runner = portion.runner
+        portion.keep_held()
+        if runner is not None and portion.members:
+            target = self._mirrors.place_for_all(None, runner, portion.num_pages)
+            if target is not None:
+                return [(runner, self._move_together(portion, runner, target))]
+        joined = JoinedMoves(self._moves, Purpose.RELOCATE, self._page_bytes)
+        for context, extents in portion.members:
+            count = sum([len(extent.pages) for extent in extents])
+            has_room = runner is not None and (
+                self._mirrors.has_room(runner, count) or self._make_room(runner, count, context)
+            )
+            if runner is not None and has_room:
+                for target, relocations in self._new_places(context, extents, runner).items():
+                    _join(joined, context, (runner, portion.pool.pool_id, target.pool_id), relocations)
+            elif not context.is_family_moving():
+                self._losses.lose(context, extents)
+            self._local.recount(context)
         return joined.start()
 
-    def _empty(
-        self, context: Context, extents: list[Extent], runners: list[int], joined: JoinedMoves
-    ) -> None:
-        """Start moving these extents of an idle or partly local context to the best tiers that have room; if
-        there is none for all of them, they are lost. Nothing happens if nobody is there to do it."""
-        held = [extent for extent in extents if extent in extent.segment.extents]  # if it was not given up
-        for pool, own in _by_pool(held) if held else ():
-            runner = self._choose_runner(context, pool.pool_id, runners)
-            if runner is None:
-                if runners and not context.is_family_moving():
-                    self._losses.lose(context, own)
-                    return  # it may have taken the other extents along
-                continue
-            count = len(own[0].pages) if len(own) == 1 else sum([len(extent.pages) for extent in own])
-            target = self._mirrors.place_for_all(None, runner, count)
-            if target is not None:
-                relocations = [(extent, target.allocate(len(extent.pages), context)) for extent in own]
-                _join(joined, context, (runner, pool.pool_id, target.pool_id), relocations)
-            elif self._mirrors.has_room(runner, count) or self._make_room(runner, count, context):
-                for each, relocations in self._new_places(context, own, runner).items():
-                    _join(joined, context, (runner, pool.pool_id, each.pool_id), relocations)
-            elif not context.is_family_moving():
-                self._losses.lose(context, own)
-                return
-        self._local.recount(context)
+    def _move_together(self, portion: "_Portion", runner: int, target: PagePool) -> Move:
+        relocations = target.copies([extent for _, extents in portion.members for extent in extents])
+        src_pages, dst_pages = _page_lists(relocations)
+        contexts = [context for context, _ in portion.members]
+        for context in contexts:
+            context.moves_in_flight += 1
+            self._local.recount(context)
+        path, pages = (portion.pool.pool_id, target.pool_id), (src_pages, dst_pages)
+        return self._moves.start(contexts, Purpose.RELOCATE, runner, path, pages, relocations)
 
     def _new_places(
         self, context: Context, extents: list[Extent], runner: int
@@ -158,13 +204,17 @@ def _by_age(found: tuple[Context, list[Extent]]) -> int:
 def _join(
     joined: JoinedMoves, context: Context, way: tuple[int, int, int], relocations: list[Relocation]
 ) -> None:
-    src_pages: list[int] = []
-    dst_pages: list[int] = []
+    joined.add(context, way, *_page_lists(relocations), relocations)
+
+
+def _page_lists(relocations: list[Relocation]) -> tuple[Pages, Pages]:
+    """The pages at the old places and at the new ones."""
+    src_pages, dst_pages = no_pages(), no_pages()
     for old, new in relocations:
         src_pages += old.pages
         for extent in new:
             dst_pages += extent.pages
-    joined.add(context, way, src_pages, dst_pages, relocations)
+    return src_pages, dst_pages
 
 
 def _by_pool(extents: list[Extent]) -> list[tuple[PagePool, list[Extent]]]:

@@ -203,7 +203,7 @@ class ContextStore:
     def pages_needed(self, context: Context, pool_id: int, end: int) -> int:
         """Pages to allocate in pool `pool_id` before `context` can run there up to position `end`."""
         needed = context.num_absent(end)
-        if context.home != pool_id:
+        if context.home not in (None, pool_id):
             needed += context.num_local
         for each in context.ancestors():
             needed += each.num_absent(each.computed)
@@ -277,8 +277,8 @@ class ContextStore:
         self.trim(context)
         if not self._local.make_room(context.home, context.num_absent(end)):
             return None
-        last = self.layout.num_pages(end)
-        return [self._local.allocate(context, group, last)[:] for group in context.groups]
+        pool, last = self._local.pools[context.home], self.layout.num_pages(end)
+        return [group.local.fill(pool, group.live_from, last, context).tolist() for group in context.groups]
 
     def stop(self, context: Context) -> None:
         """The runner has ended the context's slice. Pages that it did not use come back; the others stay
@@ -304,7 +304,8 @@ class ContextStore:
         self._running.pop(context, None)
         if not context.is_closing and context.home is not None:
             self._local.cut(context, context.num_valid_pages)
-            self.trim(context)
+            if self._windowed:
+                self.trim(context)
             self._local.rest(context)
 
     def trim(self, context: Context) -> None:

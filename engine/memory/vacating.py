@@ -11,6 +11,7 @@ from engine.memory.local_copies import LocalCopies
 from engine.memory.losses import Losses
 from engine.memory.mirrors import Mirrors
 from engine.memory.open_moves import OpenMove, OpenMoves, Purpose
+from engine.memory.pool import joined
 from engine.messages import Move
 
 
@@ -36,11 +37,11 @@ class Vacating:
             return []
         assert context.home is not None
         pool = self._local.pools[context.home]
-        src_pages = [page for extent in extents for page in extent.pages]
+        src_pages = joined(extents)
         if len(src_pages) <= pool.num_free:
             self._shifting.add(context)
             shifts = tuple((old, pool.allocate(len(old.pages), context)) for old in extents)
-            dst_pages = [page for _, places in shifts for new in places for page in new.pages]
+            dst_pages = joined([new for _, places in shifts for new in places])
             path, pages = (pool.pool_id, pool.pool_id), (src_pages, dst_pages)
             context.moves_in_flight += 1
             move = self._moves.start((context,), Purpose.SHIFT, pool.pool_id, path, pages, shifts)

@@ -68,7 +68,7 @@ def test_random_operations():
             assert (table.first, table.end) == (min(pages), max(pages) + 1)
             first = source.randrange(table.first, table.end)
             last = source.randint(first, table.end)
-            assert table.between(first, last) == [pages[index] for index in range(first, last)]
+            assert table.between(first, last).tolist() == [pages[index] for index in range(first, last)]
         table.check_integrity()
         pool.check_integrity(extents(tables))
 

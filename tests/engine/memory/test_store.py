@@ -96,8 +96,8 @@ def test_a_mirror_grows_at_its_end_and_copies_a_half_full_page_again():
     store.finish_move(half.move_id, 1)
     run(store, context, 9)
     (rest,) = store.mirror(context, whole=False)
-    assert rest.src_pages == [half.src_pages[1]]
-    assert rest.dst_pages == [half.dst_pages[1]]
+    assert list(rest.src_pages) == [half.src_pages[1]]
+    assert list(rest.dst_pages) == [half.dst_pages[1]]
 
 
 def test_another_device_gets_the_pages_from_where_they_are():
