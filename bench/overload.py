@@ -4,7 +4,9 @@
 
 Sends all streams at the same moment, once under cfs and once under fcfs, then every prompt alone. Says
 whether each answer equals the one that it gets alone, how often prompts were preempted, what was recomputed,
-and the longest gap between two tokens of a stream. Exit status 1 if cfs misses what is expected of it.
+and the longest gap between two tokens of a stream. Of a stream that differs it names the first token that
+does, and how far the two likeliest tokens of that place are apart alone. Exit status 1 if cfs misses what is
+expected of it.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import json
 import random
 import sys
 import time
+from bisect import bisect_right
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -48,6 +51,20 @@ class Stream:
     token_s: list[float] = field(default_factory=list)
 
     @property
+    def body(self) -> dict[str, object]:
+        """What is asked of the server."""
+        return {
+            "model": "model",
+            "prompt": self.ids,
+            "max_tokens": self.max_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+        }
+
+    def is_as(self, other: "Stream") -> bool:
+        return self.text == other.text and self.num_tokens == other.num_tokens
+
+    @property
     def longest_wait_s(self) -> float:
         """Without a token: the first one counts from the sending."""
         return max(self.longest_gap_s, self.token_s[0] - self.sent_s)
@@ -71,15 +88,7 @@ def make_streams(options: argparse.Namespace) -> list[Stream]:
 
 
 async def run_stream(session: aiohttp.ClientSession, url: str, stream: Stream) -> None:
-    body = {
-        "model": "model",
-        "prompt": stream.ids,
-        "max_tokens": stream.max_tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
+    body = stream.body | {"stream": True, "stream_options": {"include_usage": True}}
     stream.sent_s = time.monotonic()
     async with session.post(f"{url}/v1/completions", json=body) as response:
         response.raise_for_status()
@@ -107,6 +116,33 @@ async def run_alone(url: str, streams: list[Stream]) -> None:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout()) as session:
         for stream in streams:
             await run_stream(session, url, stream)
+
+
+async def differences(url: str, policy: str, streams: list[Stream], alone: list[Stream]) -> list[str]:
+    """A line for each stream whose answer is not the one that it got alone."""
+    lines = []
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout()) as session:
+        for place, (stream, expected) in enumerate(zip(streams, alone, strict=True)):
+            if not stream.is_as(expected):
+                where = await first_difference(session, url, stream, expected)
+                lines.append(f"{policy}: stream {place} is not as alone {where}")
+    return lines
+
+
+async def first_difference(session: aiohttp.ClientSession, url: str, stream: Stream, expected: Stream) -> str:
+    """Asks the prompt once more, alone, for the log-probabilities where the texts part."""
+    async with session.post(f"{url}/v1/completions", json=expected.body | {"logprobs": 5}) as response:
+        response.raise_for_status()
+        logprobs = (await response.json())["choices"][0]["logprobs"]
+    shorter = min(len(stream.text), len(expected.text))
+    parting = next((i for i in range(shorter) if stream.text[i] != expected.text[i]), shorter)
+    token = max(0, bisect_right(logprobs["text_offset"], parting) - 1)
+    top = sorted(logprobs["top_logprobs"][token].items(), key=lambda item: -item[1])
+    likeliest, second = top[0], top[1]
+    return (
+        f"from token {token + 1} of {expected.num_tokens} on; there alone {likeliest[0]!r} has "
+        f"{likeliest[1]} and {second[0]!r} {second[1]}, {likeliest[1] - second[1]:.3g} less"
+    )
 
 
 def config(options: argparse.Namespace, policy: str, holds: int) -> str:
@@ -140,7 +176,7 @@ def read_options() -> argparse.Namespace:
 
 def main() -> int:
     options = read_options()
-    rows, answers, counted = [], {}, {}
+    rows, answers, counted, different = [], {}, {}, []
     for policy in ("cfs", "fcfs"):
         answers[policy] = make_streams(options)
         with serving(config(options, policy, options.holds), options.port) as server:
@@ -150,16 +186,17 @@ def main() -> int:
     alone = make_streams(options)
     with serving(config(options, "cfs", options.holds), options.port) as server:
         asyncio.run(run_alone(server.url, alone))
+        for policy, streams in answers.items():
+            different += asyncio.run(differences(server.url, policy, streams, alone))
     equal = {
-        policy: sum(
-            a.text == b.text and a.num_tokens == b.num_tokens for a, b in zip(streams, alone, strict=True)
-        )
+        policy: sum(a.is_as(b) for a, b in zip(streams, alone, strict=True))
         for policy, streams in answers.items()
     }
     print_rows(HEADER, [(*cells, f"{equal[cells[0]]}/{len(alone)}") for cells in rows])
     waits = {policy: max(s.longest_wait_s for s in streams) for policy, streams in answers.items()}
     bound = f"bound on the wait for a token, the first included: {options.bound_s} s"
     print(f"\n{bound}; cfs {waits['cfs']:.2f} s, fcfs {waits['fcfs']:.2f} s")
+    print("\n".join(different))
     kept = (
         equal["cfs"] == len(alone)
         and waits["cfs"] <= options.bound_s < waits["fcfs"]
