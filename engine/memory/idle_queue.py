@@ -4,11 +4,14 @@ from engine.memory.context import Context
 
 
 class IdleQueue:
-    """Idle longest first; evictions begin there. A context knows the queue that it is in (`idle_in`)."""
+    """Idle longest first; evictions begin there. A context knows the queue that it is in (`idle_in`).
+    `changed` learns of the pool, `pool_id`, whenever a count may have changed."""
 
-    __slots__ = ("contexts", "dirty", "evictable", "in_motion")
+    __slots__ = ("changed", "contexts", "dirty", "evictable", "in_motion", "pool_id")
 
-    def __init__(self) -> None:
+    def __init__(self, pool_id: int, changed: set[int]) -> None:
+        self.pool_id = pool_id
+        self.changed = changed
         self.contexts: dict[Context, None] = {}
         self.dirty: dict[Context, None] = {}  # not mirrored, nor being mirrored
         self.evictable = 0  # pages that can be dropped without losing anything that a prompt needs
@@ -31,6 +34,7 @@ class IdleQueue:
         self.evictable += evictable - context.evictable
         self.in_motion += in_motion - context.in_motion
         context.evictable, context.in_motion = evictable, in_motion
+        self.changed.add(self.pool_id)
 
     def remove(self, context: Context) -> None:
         """The context is not idle any more, or has no local copy."""
@@ -40,6 +44,7 @@ class IdleQueue:
         self.evictable -= context.evictable
         self.in_motion -= context.in_motion
         context.evictable = context.in_motion = 0
+        self.changed.add(self.pool_id)
 
     def check_integrity(self) -> None:
         """Counts agree with the contexts. Raises AssertionError."""

@@ -1,7 +1,7 @@
 """Local copies: the pages of contexts in the pools of the devices where they run, or ran last."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 from engine.memory.context import ABSENT, Context
@@ -33,8 +33,8 @@ class Cache(Protocol):
 class _Idlers:
     """Who is idle in a pool: contexts that prompts need, and cached ones."""
 
-    needed: IdleQueue = field(default_factory=IdleQueue)
-    cached: IdleQueue = field(default_factory=IdleQueue)
+    needed: IdleQueue
+    cached: IdleQueue
 
 
 class LocalCopies:
@@ -46,13 +46,36 @@ class LocalCopies:
         self.cache: Cache | None = None
         self._counters = counters
         self._idlers: dict[int, _Idlers] = {}  # by pool
+        self._changed: set[int] = set()  # pools, since `take_changed_pools`
+        self._may_be_dirty: set[int] = set()  # pools, of those that have not changed since
         self._leaving: dict[int, set[int]] = {}  # by pool: segments that are to be empty
 
     def add_pool(self, pool: PagePool) -> None:
         """A device's pool; page 0 of it is not a context's (ABSENT)."""
         assert pool.first > ABSENT
-        self.pools[pool.pool_id] = pool
-        self._idlers[pool.pool_id] = _Idlers()
+        pool_id = pool.pool_id
+        self.pools[pool_id] = pool
+        self._idlers[pool_id] = _Idlers(IdleQueue(pool_id, self._changed), IdleQueue(pool_id, self._changed))
+        pool.changed = self._changed
+        self._changed.add(pool_id)
+
+    # ------------------------------------------------------------------ news
+
+    def take_changed_pools(self) -> set[int]:
+        """Pools whose `num_available`, or whose sets of contexts that are idle, dirty or in motion, may have
+        changed since the last call, or of which a running context may have lost its mirror. With a landlord,
+        who does not tell, all."""
+        self._may_be_dirty |= self._changed
+        changed = set(self.pools) if self.landlord is not None else set(self._changed)
+        self._changed.clear()
+        return changed
+
+    @property
+    def dirty_pools(self) -> Collection[int]:
+        """Pools where `idle_dirty` is not empty."""
+        candidates = self._may_be_dirty | self._changed
+        self._may_be_dirty = {pool_id for pool_id in candidates if self._idlers[pool_id].needed.dirty}
+        return self._may_be_dirty
 
     # ------------------------------------------------------------------ room
 
@@ -195,11 +218,15 @@ class LocalCopies:
         """Moves out of the local copy have begun."""
         if context.idle_in is not None:  # what may be evicted of one that is needed is what it was
             context.idle_in.recount(context, 0 if context.is_cached else context.evictable)
+        elif context.home is not None:
+            self._changed.add(context.home)
 
     def recount(self, context: Context) -> None:
         """Bring the pool's counts of idle contexts up to date after a change to this one."""
         if context.idle_in is not None:
             context.idle_in.recount(context, self._num_evictable(context))
+        elif context.home is not None:
+            self._changed.add(context.home)
 
     def _num_evictable(self, context: Context) -> int:
         if self._leaving and self.is_in_the_way(context):

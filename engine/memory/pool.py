@@ -99,6 +99,7 @@ class PagePool:
         self.num_usable = 0  # pages that contexts may have, those of recalled segments included
         self.num_used = 0
         self.num_free = 0
+        self.changed: set[int] = set()  # learns of this pool's id whenever `num_free` may have changed
         self._numbers = array("i", range(num_pages))  # to slice from
         for number in range(0 if is_leased else self.num_segments):
             self.add(number, range(max(first, self._begin(number)), self._begin(number + 1)))
@@ -128,6 +129,7 @@ class PagePool:
         assert 0 <= count <= self.num_free, f"pool {self.pool_id}: {count} of {self.num_free} free"
         self.num_free -= count
         self.num_used += count
+        self.changed.add(self.pool_id)
         added = no_pages()
         if extents and count:
             last = extents[-1]
@@ -157,6 +159,7 @@ class PagePool:
                 continue
             self.num_free -= count
             self.num_used += count
+            self.changed.add(self.pool_id)
             new = Extent(segment, segment.take(count), old.holder)
             segment.extents[new] = None
             pairs.append((old, [new]))
@@ -201,6 +204,7 @@ class PagePool:
         return rest
 
     def _give_back(self, segment: Segment, pages: Pages) -> None:
+        self.changed.add(self.pool_id)
         self.num_used -= len(pages)
         if not segment.is_recalled:
             self.num_free += len(pages)
@@ -225,6 +229,7 @@ class PagePool:
         segment.num_pages += len(pages)
         self.num_usable += len(pages)
         self.num_free += len(pages)
+        self.changed.add(self.pool_id)
         self._list(segment)
 
     def recall(self, number: int) -> None:
@@ -232,6 +237,7 @@ class PagePool:
         segment = self.segments[number]
         if not segment.is_recalled:
             segment.is_recalled = True
+            self.changed.add(self.pool_id)
             self.num_free -= len(segment.free)
 
     def remove(self, number: int) -> None:

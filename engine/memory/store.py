@@ -17,7 +17,7 @@ of tiers that are wanted back (`reclaim`), segments of local pools that are to b
 is given up for good (`losses`).
 """
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from itertools import islice
 
 from engine.memory.context import Context
@@ -182,11 +182,14 @@ class ContextStore:
 
     def mirror_cached(self, pool_id: int) -> list[Move]:
         """Copy out some cached contexts, if their room will soon be wanted and there is some in the tiers."""
-        pool = self._local.pools[pool_id]
-        if self._prefixes is None or pool.num_free >= pool.num_usable * CACHE_MIRROR_FREE:
+        if not self._wants_cached_mirrors(pool_id):
             return []
         dirty = list(islice(self._local.cached_dirty(pool_id), CACHE_MIRROR_BATCH))
         return self._copying.mirror(dirty, whole=True)
+
+    def _wants_cached_mirrors(self, pool_id: int) -> bool:
+        pool = self._local.pools[pool_id]
+        return self._prefixes is not None and pool.num_free < pool.num_usable * CACHE_MIRROR_FREE
 
     def num_cached_pages(self) -> dict[int, int]:
         """Pages of contexts that no prompt needs, by pool, of those that have some."""
@@ -241,6 +244,10 @@ class ContextStore:
                 moves += self._bring(each, pool_id, each.computed)
             each.num_users += 1
         return moves
+
+    def is_bound(self, context: Context) -> bool:
+        """Whether the context cannot go to another device now: it is on the move, or shares pages."""
+        return context.moves_in_flight > 0 or (context.node is not None and context.has_family)
 
     def _may_come(self, context: Context, pool_id: int) -> bool:
         """Whether nothing but room keeps the context from coming to this pool, or staying there."""
@@ -333,6 +340,22 @@ class ContextStore:
         """Copy out all of the contexts that prompts need, have pages in this pool and do not run, so that
         their pages can be had for free."""
         return self._copying.mirror(self._local.idle_dirty(pool_id), whole=True)
+
+    def lacks_mirrors(self, pool_id: int) -> bool:
+        """Whether `mirror_idle` or `mirror_cached` would copy something out if the tiers had room."""
+        if self._local.idle_dirty(pool_id):
+            return True
+        return self._wants_cached_mirrors(pool_id) and any(True for _ in self._local.cached_dirty(pool_id))
+
+    def take_changed_pools(self) -> set[int]:
+        """Local pools of which `num_available`, or what is idle, dirty or in motion there, may have changed
+        since the last call."""
+        return self._local.take_changed_pools()
+
+    @property
+    def dirty_pools(self) -> Collection[int]:
+        """Local pools where `idle_dirty` is not empty."""
+        return self._local.dirty_pools
 
     def idle_dirty(self, pool_id: int) -> list[Context]:
         """Contexts with pages in this pool that do not run, are not mirrored, and are not being mirrored."""

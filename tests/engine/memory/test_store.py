@@ -254,3 +254,28 @@ def test_random_operations(layout):
         operations.store.check_integrity()
         assert all(pool.num_used == 0 for pool in operations.store.local_pools.values())
         assert all(tier.num_used == 0 for tier in operations.store.tiers.values())
+
+
+@pytest.mark.parametrize("layout", [FULL, WINDOWED])
+def test_pools_that_changed_are_told(layout):
+    operations = Operations(77, layout)
+    store = operations.store
+    seen = {pool: state_of(store, pool) for pool in store.local_pools}
+    assert store.take_changed_pools() == {LOCAL, OTHER}
+    assert store.take_changed_pools() == set()
+    num_quiet = 0
+    for _ in range(1500):
+        operations.step()
+        changed = store.take_changed_pools()
+        for pool in store.local_pools:
+            state = state_of(store, pool)
+            assert pool in changed or state == seen[pool]
+            seen[pool] = state
+        num_quiet += len(changed) < 2
+        assert set(store.dirty_pools) == {pool for pool in store.local_pools if store.idle_dirty(pool)}
+    assert num_quiet > 500
+
+
+def state_of(store, pool):
+    idle_dirty = [context.serial for context in store.idle_dirty(pool)]
+    return store.num_available(pool), store.num_in_motion(pool), idle_dirty, store.lacks_mirrors(pool)
