@@ -100,10 +100,11 @@ class Mirrors:
         assert not count
         return extents
 
-    def lease_ahead(self, home: int, count: int) -> None:
-        """So many places will be needed: lease what they lack at once, from equally good lenders alike."""
+    def lease_ahead(self, home: int, count: int, *, spare: int) -> None:
+        """So many places will be needed, by up to `spare` at once: lease what they lack, from equally good
+        lenders alike, and let each have so many to spare."""
         for pools in self.placement.classes(home):
-            share = -(-count // len(pools))
+            share = spare - (-count // len(pools))
             for pool_id in pools:
                 pool = self.tiers[pool_id]
                 if pool.num_free < share:

@@ -64,24 +64,25 @@ class PageTable:
         missing -= len(pages)
         if not missing:
             return [(pool, pages)]
-        parts: list[Part] = []
         pages = pages[:]
-        while missing:
-            number += 1
-            extent = self.extents[number]
+        parts = [(pool, pages)]
+        for extent in self.extents[number + 1 :]:
             more = extent.pages if len(extent.pages) <= missing else extent.pages[:missing]
-            missing -= len(more)
             if extent.segment.pool is pool:
                 pages += more
             else:
-                parts.append((pool, pages))
                 pool, pages = extent.segment.pool, more[:]
-        parts.append((pool, pages))
+                parts.append((pool, pages))
+            missing -= len(more)
+            if not missing:
+                break
         return parts
 
     def _find(self, index: int) -> tuple[int, int]:
         """The number of the extent that holds this index, and the first index that it holds."""
         extents = self.extents
+        if index == self.first:
+            return 0, index
         if index - self.first > self.num_pages >> 1:  # from the end, where tables grow
             number, start = len(extents) - 1, self.first + self.num_pages - len(extents[-1].pages)
             while start > index:

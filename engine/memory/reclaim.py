@@ -24,8 +24,7 @@ class _Portion:
 
     def add(self, context: Context, extents: list[Extent]) -> None:
         self.members.append((context, extents))
-        for extent in extents:
-            self.num_pages += len(extent.pages)
+        self.num_pages += _num_pages(extents)
 
     def keep_held(self) -> None:
         """Forget what was given up since: the loss of one context may take others along."""
@@ -61,6 +60,7 @@ class Reclaim:
         self._full_move = max(1, JOIN_BYTES // page_bytes)  # pages
         self.cache: Cache | None = None
         self._recalled: dict[tuple[int, int], None] = {}  # (pool id, segment)
+        self._has_lost = False  # something that was found to be in the way may have been given up since
         self._runners: dict[tuple[int | None, int], int | None] = {}  # (home, pool id) -> who moves
 
     def recall(self, pool_id: int, segments: list[int]) -> None:
@@ -96,11 +96,12 @@ class Reclaim:
         pool of its runner. If there is room for all, so many contexts share a move as fill one; else they go
         one by one, the oldest first."""
         self._runners.clear()
+        self._has_lost = False
         found = [(c, extents) for c, extents in self._contexts() if not self._losses.drop_mirror(c)]
         if not found or not runners:
             return []
-        count = sum([len(extent.pages) for _, extents in found for extent in extents])
-        self._mirrors.lease_ahead(runners[0], count)
+        count = sum([_num_pages(extents) for _, extents in found])
+        self._mirrors.lease_ahead(runners[0], count, spare=self._full_move)
         limit = self._full_move if self._mirrors.has_room(runners[0], count) else 1
         moves: list[tuple[int, Move]] = []
         portions: dict[tuple[int | None, PagePool], _Portion] = {}
@@ -121,14 +122,16 @@ class Reclaim:
         """Start moving a portion to the best tier, if there is one that has room for all of it; or else each
         context to the best tiers that have. What finds no room is lost."""
         runner = portion.runner
-        portion.keep_held()
+        if self._has_lost:
+            portion.keep_held()
         if runner is not None and portion.members:
             target = self._mirrors.place_for_all(None, runner, portion.num_pages)
             if target is not None:
                 return [(runner, self._move_together(portion, runner, target))]
+        self._has_lost = True  # or will soon have
         joined = JoinedMoves(self._moves, Purpose.RELOCATE, self._page_bytes)
         for context, extents in portion.members:
-            count = sum([len(extent.pages) for extent in extents])
+            count = _num_pages(extents)
             has_room = runner is not None and (
                 self._mirrors.has_room(runner, count) or self._make_room(runner, count, context)
             )
@@ -146,7 +149,8 @@ class Reclaim:
         contexts = [context for context, _ in portion.members]
         for context in contexts:
             context.moves_in_flight += 1
-            self._local.recount(context)
+            if context.home is not None:
+                self._local.recount(context)
         path, pages = (portion.pool.pool_id, target.pool_id), (src_pages, dst_pages)
         return self._moves.start(contexts, Purpose.RELOCATE, runner, path, pages, relocations)
 
@@ -195,6 +199,12 @@ class Reclaim:
             able = [runner for runner in runners if self._mirrors.placement.reaches(runner, pool_id)]
             self._runners[key] = context.home if context.home in able else able[0] if able else None
         return self._runners[key]
+
+
+def _num_pages(extents: list[Extent]) -> int:
+    if len(extents) == 1:
+        return len(extents[0].pages)
+    return sum([len(extent.pages) for extent in extents])
 
 
 def _by_age(found: tuple[Context, list[Extent]]) -> int:
