@@ -49,7 +49,7 @@ class GrammarChecks:
             await _end(self._idle.pop())
 
     async def _ask(self, grammar: Grammar) -> str:
-        process = self._idle.pop() if self._idle else await _start()
+        process = await self._take()
         try:
             assert process.stdin is not None
             assert process.stdout is not None
@@ -67,6 +67,14 @@ class GrammarChecks:
             return TOO_COSTLY
         self._idle.append(process)
         return msgspec.json.decode(answer, type=str)
+
+    async def _take(self) -> Process:
+        """A checker that waits and lives, or a new one."""
+        while self._idle:
+            process = self._idle.pop()
+            if process.returncode is None:
+                return process
+        return await _start()
 
 
 async def _start() -> Process:

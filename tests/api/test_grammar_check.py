@@ -59,6 +59,19 @@ def test_a_checker_that_gets_no_time_is_not_the_grammars_fault(monkeypatch: pyte
     run(test())
 
 
+def test_a_checker_that_ended_while_it_waited_is_not_the_grammars_fault() -> None:
+    async def test() -> None:
+        checks = GrammarChecks()
+        assert await checks.problem_with(Grammar(kind=GrammarKind.REGEX, source="a")) == ""
+        (checker,) = checks._idle
+        checker.kill()  # as the system does for want of memory
+        await checker.wait()
+        assert await checks.problem_with(Grammar(kind=GrammarKind.REGEX, source="b")) == ""
+        await checks.close()
+
+    run(test())
+
+
 def test_a_grammar_over_the_limit_says_so() -> None:
     async def test() -> None:
         async with running_api() as api:
