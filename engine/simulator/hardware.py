@@ -58,10 +58,11 @@ GPUS = {
         1.3,
     ),
 }
-"""Llama-3.1-8B in bf16, 128 KiB of K and V per token. h200: the model of "Policies, simulated", which
-reproduces vLLM 0.23.0 under overload. h100: fitted to the same engine's decode steps at batch 1 to 256.
-Attention of prefill is 4 x 4,096 x 32 operations for a token and a position, at 400 TFLOP/s: between what
-prompts of 4,096 tokens show in steps of 2,048 tokens (330) and of 8,192 (445)."""
+"""Llama-3.1-8B in bf16, 128 KiB of K and V per token.
+
+h200 is within a few percent of what the engine showed under overload, h100 fitted to vLLM 0.23.0's decode
+steps at batch 1 to 256. Attention of prefill is 4 x 4,096 x 32 operations for a token and a position, at
+400 TFLOP/s: between what prompts of 4,096 tokens show in steps of 2,048 tokens (330) and of 8,192 (445)."""
 
 
 def read_cost(path: Path) -> CostModel:

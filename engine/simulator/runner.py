@@ -83,17 +83,11 @@ class SimulatedRunner:
         self._report([], [], [end])
 
     def _launch(self) -> None:
-        cost = self._cost
         while len(self._flights) < self._depth and not self._is_early():
             flight = self._runs.launch()
             if flight is None:
                 break
-            num_decoding, num_prefilled = len(flight.decoding), flight.num_prefilled()
-            context = sum([run.fed for run in flight.decoding])
-            context += sum(run.fed for run, _, _ in flight.others)
-            step_ns = cost.step_ns + cost.decode_ns * num_decoding + cost.context_ns * context
-            step_ns += cost.prefill_ns * num_prefilled + self._attention_ns * flight.num_attended()
-            step_ns = round(step_ns + self._owed_ns)
+            step_ns = round(self._step_ns(flight) + self._owed_ns)
             self._owed_ns = 0.0
             now_ns = self._events.now_ns
             start_ns = max(now_ns, self._free_at_ns)
@@ -104,6 +98,15 @@ class SimulatedRunner:
             self._flights.append((flight, step_ns, idle_ns))
             self._events.at(self._free_at_ns, self._on_step_end)
         self._watch_stall()
+
+    def _step_ns(self, flight: Flight) -> float:
+        """How long the step takes, were nothing beside it."""
+        cost = self._cost
+        step_ns = cost.step_ns + cost.decode_ns * len(flight.decoding) + cost.context_ns * flight.num_context
+        if flight.others:
+            step_ns += cost.prefill_ns * flight.num_prefilled()
+            step_ns += self._attention_ns * flight.num_attended()
+        return step_ns
 
     def _is_early(self) -> bool:
         """Whether the next step may be put off: then it is looked at again when it is due."""

@@ -42,6 +42,7 @@ class Flight:
 
     decoding: list[Run]
     others: list[tuple[Run, int, bool]]
+    num_context: int  # tokens of context that it reads, summed over the rows
 
     def num_prefilled(self) -> int:
         return sum(count for _, count, _ in self.others)
@@ -141,6 +142,7 @@ class RunTable:
         decoding: list[Run] = []
         others: list[tuple[Run, int, bool]] = []
         prefilling: list[Run] = []
+        num_context = 0
         for run in self._running:
             fed = run.fed
             if fed >= run.prompt_end:
@@ -148,6 +150,7 @@ class RunTable:
                     decoding.append(run)
                     run.fed = fed + 1
                     run.in_flight += 1
+                    num_context += fed + 1
             elif run.reason is None:
                 if run.prompt_end - fed > 1:
                     prefilling.append(run)
@@ -163,7 +166,8 @@ class RunTable:
         for run, count, _ in others:
             run.fed += count
             run.in_flight += 1
-        return Flight(decoding, others) if decoding or others else None
+            num_context += run.fed
+        return Flight(decoding, others, num_context) if decoding or others else None
 
     def take(self, flight: Flight, step_ns: int, idle_ns: int) -> tuple[Step | None, list[int]]:
         """The result of the oldest step in flight; no step if nobody wants any of it."""
