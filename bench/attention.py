@@ -16,9 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.gpu import as_graph, attempt, copy_rate, machine, median_ms, random_pool
 from engine.memory.page import PageLayout, make_layout
-from engine.model_runner.kernels.decode import DecodeScratch, decode_attention
+from engine.model_runner.kernels.decode import decode_attention, decode_scratch
 from engine.model_runner.kernels.decode_plan import WORK_FIELDS, SplitPolicy, plan_decode
 from engine.model_runner.kernels.moves import move_pages
+from engine.model_runner.kernels.paged import Plane
 from engine.model_runner.kernels.prefill import (
     TILE_FIELDS,
     TILE_ROWS,
@@ -59,13 +60,13 @@ def decode_run(
     positions = torch.full((batch,), context - 1, device=DEVICE)
     slots = torch.arange(batch, device=DEVICE)
     plan_decode(slots, positions, torch.tensor([2**30], dtype=torch.int32, device=DEVICE), work, policy)
-    scratch = DecodeScratch.make(policy, batch, HEADS, HEAD_DIM, DEVICE)
+    scratch = decode_scratch(policy, batch, HEADS, HEAD_DIM, DEVICE)
     out = torch.empty_like(query)
 
     def run() -> None:
         for plane in range(LAYERS):
             decode_attention(
-                query, key, value, pool, plane, tables, work[0], scratch, out, policy,
+                query, key, value, Plane(pool, plane, tables), work[0], scratch, out, policy,
                 scale=HEAD_DIM**-0.5, **tuning,
             )  # fmt: skip
 
@@ -116,7 +117,7 @@ def prefill_rate(
 
     def run() -> None:
         prefill_attention(
-            query, key, value, pool, 3, tables, tiles, out, scale=HEAD_DIM**-0.5, rows=rows, **tuning
+            query, key, value, Plane(pool, 3, tables), tiles, out, scale=HEAD_DIM**-0.5, rows=rows, **tuning
         )  # fmt: skip
 
     ms = median_ms(as_graph(run))

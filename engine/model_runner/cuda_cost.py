@@ -8,7 +8,7 @@ from engine.memory.page import PageLayout
 from engine.messages import CostModel, Sampling
 from engine.model_runner.batch import Executor, Row, StepRow
 from engine.model_runner.device_clock import between_ns, cuda_mark
-from engine.model_runner.kernels.attention import StepLimits
+from engine.model_runner.kernels.step_buffers import StepLimits
 
 _REPEATS = 5
 _MAX_PREFILL_TOKENS = 1024

@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 from engine.memory.page import PageLayout
 from engine.model_runner.batch import StepRow
 from engine.model_runner.compiling import Forward, compiled
-from engine.model_runner.kernels.attention import PagedKernels, StepBuffers, StepLimits
+from engine.model_runner.kernels.attention import PagedKernels
 from engine.model_runner.kernels.invariant_linear import invariant_product
 from engine.model_runner.kernels.invariant_step import InvariantKernels
 from engine.model_runner.kernels.linear import LinearProduct
 from engine.model_runner.kernels.prefill import TILE_FIELDS, tile_tokens, tiles_of
 from engine.model_runner.kernels.rotate import rotate
+from engine.model_runner.kernels.step_buffers import StepBuffers, StepLimits
 from engine.model_runner.likeliest import likeliest
 from engine.model_runner.rotary import rotate_by, rotate_once
 from engine.model_runner.sampler import sample

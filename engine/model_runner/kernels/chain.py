@@ -1,4 +1,4 @@
-# mypy: allow-untyped-decorators, allow-untyped-defs
+# mypy: allow-untyped-decorators, allow-untyped-defs, allow-incomplete-defs
 """Kernels that start before the one in front of them in the stream has ended.
 
 Programmatic dependent launch (compute capability 9.0 and later): a kernel launched with `chained` options may
@@ -54,3 +54,12 @@ def prefetch(pointers):
         is_pure=False,
         pack=1,
     )
+
+
+@triton.jit
+def prefetch_rows(rows, begin, end, ELEMENTS: tl.constexpr):
+    """Have `ELEMENTS` elements of each of `rows` (a block of pointers) from `begin` on, none from `end` on,
+    brought to the L2 cache."""
+    line_elements: tl.constexpr = 1024 // rows.dtype.element_ty.primitive_bitwidth
+    line = begin + tl.arange(0, ELEMENTS // line_elements) * line_elements
+    prefetch(rows + tl.minimum(line, end - 1)[None, :])

@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import library
 
-from engine.model_runner.kernels.chain import can_chain, chained, launch_next, prefetch, wait_previous
+from engine.model_runner.kernels.chain import can_chain, chained, launch_next, prefetch_rows, wait_previous
+from engine.model_runner.kernels.paged import precision
 
 _WIDTH = 64  # columns of a block, in every tile
 _CHAINED_ROWS = 64  # up to here weights are what the time goes into, and are worth fetching ahead
@@ -91,9 +92,7 @@ def _invariant_linear_kernel(
     # What lies outside is computed with the first feature or row, and not stored.
     strip = weight_ptr + tl.where(feature < num_features, feature, 0).to(tl.int64)[:, None] * width
     if CHAIN:
-        line_elements: tl.constexpr = 1024 // weight_ptr.dtype.element_ty.primitive_bitwidth
-        line = tl.arange(0, PREFETCHED * WIDTH // line_elements) * line_elements
-        prefetch(strip + tl.minimum(line, width - 1)[None, :])
+        prefetch_rows(strip, 0, width, PREFETCHED * WIDTH)
         wait_previous()
     column = tl.arange(0, WIDTH)
     weights = strip + column[None, :]
@@ -156,7 +155,7 @@ def invariant_linear(
         WHOLE_BLOCKS=width % _WIDTH == 0,
         BIAS=bias is not None,
         CHAIN=chain,
-        PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32",
+        PRECISION=precision(x.dtype),
         num_warps=tile.warps,
         num_stages=tile.stages_within(_shared_memory(x.device), x.element_size()),
         **chained(chain),

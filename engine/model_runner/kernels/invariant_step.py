@@ -5,10 +5,12 @@ import torch
 from torch import library
 
 from engine.memory.page import PageLayout
-from engine.model_runner.kernels.attention import StepBuffers, StepLimits
-from engine.model_runner.kernels.invariant_attention import PartScratch, invariant_attention, store_pages
+from engine.model_runner.kernels.invariant_attention import invariant_attention
 from engine.model_runner.kernels.invariant_plan import Segments, plan_parts
+from engine.model_runner.kernels.paged import PartScratch, Plane
 from engine.model_runner.kernels.prefill import TILE_FIELDS
+from engine.model_runner.kernels.step_buffers import Scores, StepBuffers, StepLimits
+from engine.model_runner.kernels.store import store_pages
 
 _library = library.Library("fairslice", "FRAGMENT")
 _library.define(
@@ -46,15 +48,14 @@ def _invariant_attention(
     num_tokens = len(query)
     segments = Segments(segment_keys, most_segments)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    store_pages(key, value, pool, plane, tables[group], slots[:num_tokens], positions[:num_tokens])
+    place = Plane(pool, plane, tables[group])
+    store_pages(key, value, place, slots[:num_tokens], positions[:num_tokens])
     num_parts = num_decoding * most_segments
     for part_tiles in (work.narrow(0, group * num_parts, num_parts), tiles[:num_tiles]):
         if len(part_tiles):
             invariant_attention(
                 query,
-                pool,
-                plane,
-                tables[group],
+                place,
                 part_tiles,
                 PartScratch(partial, stats, arrived),
                 out,
@@ -75,8 +76,7 @@ library.register_fake("fairslice::invariant_attention", _invariant_attention_sha
 
 
 class InvariantKernels(StepBuffers):
-    """Attention over the pages of a device that rounds every token alike in any batch; see
-    `attention.PagedAttention`."""
+    """Kernels that round every token alike in any batch."""
 
     def __init__(
         self, pool: torch.Tensor, layout: PageLayout, heads: int, limits: StepLimits, max_model_len: int
@@ -88,38 +88,31 @@ class InvariantKernels(StepBuffers):
             len(layout.groups) * max_parts, TILE_FIELDS, dtype=torch.int32, device=pool.device
         )
         scratch = PartScratch.make(
-            self.segments, limits.rows, heads, layout.kv_heads, layout.head_dim, pool.device
+            max_parts, limits.rows, heads, layout.kv_heads, layout.head_dim, pool.device
         )
         self.partial, self.stats, self.arrived = scratch.partial, scratch.stats, scratch.arrived
 
-    def plan(self, num_decoding: int, num_tiles: int) -> None:
-        """See `StepBuffers.plan`."""
-        self.counts[0] = num_decoding
-        self.counts[1] = num_tiles
-        if num_decoding:
-            num_parts = num_decoding * self.segments.most
-            groups = len(self.windows)
-            plan_parts(
-                self.slots[:num_decoding],
-                self.positions[:num_decoding],
-                self.window_limits,
-                self.work[: groups * num_parts].view(groups, num_parts, TILE_FIELDS),
-                self.segments,
-            )
+    def _cut(self, num_decoding: int) -> None:
+        groups = len(self.windows)
+        num_parts = num_decoding * self.segments.most
+        plan_parts(
+            self.slots[:num_decoding],
+            self.positions[:num_decoding],
+            self.window_limits,
+            self.work[: groups * num_parts].view(groups, num_parts, TILE_FIELDS),
+            self.segments,
+        )
 
-    def attend(
+    def _attend(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        *,
-        layer: int,
-        scaling: float,
-        softcap: float | None,
-        sinks: torch.Tensor | None,
+        group: int,
+        plane: int,
+        scores: Scores,
     ) -> torch.Tensor:
-        assert sinks is None, "no family that is served batch-invariant has attention sinks"
-        group, plane = self.place_of_layer[layer]
+        assert scores.sinks is None, "no family that is served batch-invariant has attention sinks"
         out: torch.Tensor = torch.ops.fairslice.invariant_attention(
             query,
             key,
@@ -139,7 +132,7 @@ class InvariantKernels(StepBuffers):
             self.windows[group],
             self.segments.keys,
             self.segments.most,
-            scaling,
-            softcap,
+            scores.scaling,
+            scores.softcap,
         )
         return out

@@ -16,7 +16,8 @@ import triton.language as tl
 from torch import library
 from torch.nn import functional as F
 
-from engine.model_runner.kernels.chain import can_chain, chained, launch_next, prefetch, wait_previous
+from engine.model_runner.kernels.chain import can_chain, chained, launch_next, prefetch_rows, wait_previous
+from engine.model_runner.kernels.paged import precision
 
 MAX_ROWS = 64  # more rows make a product that the vendor's library does better
 _MAX_SPLITS = 16
@@ -101,9 +102,7 @@ def _linear_kernel(
     begin = split * split_width
     strip_rows = weight_ptr + feature.to(tl.int64)[:, None] * width
     if CHAIN:
-        line_elements: tl.constexpr = 1024 // weight_ptr.dtype.element_ty.primitive_bitwidth
-        line = begin + tl.arange(0, PREFETCHED * WIDTH // line_elements) * line_elements
-        prefetch(strip_rows + tl.minimum(line, begin + split_width - 1)[None, :])
+        prefetch_rows(strip_rows, begin, begin + split_width, PREFETCHED * WIDTH)
         wait_previous()
     column = begin + tl.arange(0, WIDTH)
     weights = strip_rows + column[None, :]
@@ -176,7 +175,7 @@ def few_rows_linear(
         ADD=added_to is not None,
         PREFETCHED=_PREFETCHED_BLOCKS,
         CHAIN=chain,
-        PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32",
+        PRECISION=precision(x.dtype),
         num_warps=tiling.warps,
         num_stages=tiling.stages,
         **chained(chain),

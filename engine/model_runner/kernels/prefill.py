@@ -14,6 +14,18 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.model_runner.kernels.paged import (
+    LOG2E,
+    Plane,
+    capped,
+    is_wide,
+    rows_ok,
+    score_arguments,
+    sinks_log2,
+    token_arguments,
+    token_offset,
+)
+
 TILE_FIELDS = 8  # int32 of one tile: first token of the chunk in the batch, tile's offset, count, start, slot
 TILE_ROWS = 64
 
@@ -54,12 +66,10 @@ def _softmax_step(
     """One block of keys folded into the running softmax; `seen` says which scores count, if `MASKED`."""
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if SOFTCAP:
-        # tanh(x) = 1 - 2 / (exp(2x) + 1)
-        scores = scores * scale
-        scores = softcap * (1.0 - 2.0 / (tl.exp2(scores * (2.0 * 1.4426950408889634) / softcap) + 1.0))
-        factor = 1.4426950408889634
+        scores = capped(scores * scale, softcap)
+        factor = LOG2E
     else:
-        factor = scale * 1.4426950408889634
+        factor = scale * LOG2E
     if MASKED:
         # A row may see no key of a block, and minus infinity keeps its weights at 0. A large finite number
         # does not: times `factor` it is rounded in `new_top`, but not in the fused product below.
@@ -146,11 +156,10 @@ def _prefill_kernel(
     for base in range(begin, start, BLOCK):
         key = base + key_index
         key_ok = key < start
-        page = tl.load(table + key // PAGE_TOKENS, mask=key_ok, other=0).to(tl.int64)
-        block = pages + (page * pool_page + (key % PAGE_TOKENS) * token_elements)[:, None] + d[None, :]
-        load_ok = key_ok[:, None]
-        if HEAD_DIM != DIM_TILE:
-            load_ok = load_ok & dim_ok[None, :]
+        page = tl.load(table + key // PAGE_TOKENS, mask=key_ok, other=0)
+        token = token_offset(page, key, pool_page, PAGE_TOKENS, token_elements)
+        block = pages + token[:, None] + d[None, :]
+        load_ok = rows_ok(key_ok, d, HEAD_DIM)
         k = tl.load(block, mask=load_ok, other=0.0)
         v = tl.load(block + v_offset, mask=load_ok, other=0.0)
         if WINDOWED:
@@ -183,9 +192,7 @@ def _prefill_kernel(
     end = tl.minimum(offset + TOKENS, count)
     for base in range(whole_end, end, BLOCK):
         key = base + key_index
-        load_ok = (key < end)[:, None]
-        if HEAD_DIM != DIM_TILE:
-            load_ok = load_ok & dim_ok[None, :]
+        load_ok = rows_ok(key < end, d, HEAD_DIM)
         k = tl.load(k_block + base * k_row, mask=load_ok, other=0.0)
         v = tl.load(v_block + base * v_row, mask=load_ok, other=0.0)
         if WINDOWED:
@@ -200,8 +207,9 @@ def _prefill_kernel(
     own = offset + tl.arange(0, TOKENS)
     own_ok = own < count
     position = start + own
-    own_page = tl.load(table + position // PAGE_TOKENS, mask=own_ok, other=0).to(tl.int64)
-    place = pages + (own_page * pool_page + (position % PAGE_TOKENS) * token_elements)[:, None] + d[None, :]
+    own_page = tl.load(table + position // PAGE_TOKENS, mask=own_ok, other=0)
+    own_token = token_offset(own_page, position, pool_page, PAGE_TOKENS, token_elements)
+    place = pages + own_token[:, None] + d[None, :]
     store_ok = own_ok[:, None] & dim_ok[None, :]
     own_k = tl.load(fresh_k + own[:, None] * k_row + d[None, :], mask=store_ok)
     own_v = tl.load(fresh_v + own[:, None] * v_row + d[None, :], mask=store_ok)
@@ -209,8 +217,7 @@ def _prefill_kernel(
     tl.store(place + v_offset, own_v, mask=store_ok)
 
     if SINKS:
-        sink = tl.load(sinks_ptr + head, mask=m % GROUP_TILE < GROUP, other=0.0).to(tl.float32)
-        total += tl.exp2(sink * 1.4426950408889634 - top)
+        total += tl.exp2(sinks_log2(sinks_ptr, head, m % GROUP_TILE < GROUP) - top)
     out_place = ((first + query).to(tl.int64) * (KV_HEADS * GROUP) + head)[:, None] * HEAD_DIM + d[None, :]
     tl.store(out_ptr + out_place, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=tile_ok)
 
@@ -219,9 +226,7 @@ def prefill_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    pool: torch.Tensor,
-    plane: int,
-    tables: torch.Tensor,
+    plane: Plane,
     tiles: torch.Tensor,
     out: torch.Tensor,
     *,
@@ -234,50 +239,28 @@ def prefill_attention(
     warps: int = 4,
     stages: int = 3,
 ) -> None:
-    """Attend from the tokens that `tiles` covers; their K and V are stored in plane `plane` of their pages.
+    """Attend from the tokens that `tiles` covers; their K and V are stored in their pages of `plane`.
 
     query [n, heads, head_dim], key and value [n, kv_heads, head_dim], unit stride in the last dim; out like
     query, contiguous. tiles [num_tiles, TILE_FIELDS] int32 on the device, from `tiles_of`.
     """
-    _, heads, head_dim = query.shape
-    _, _, _, page_tokens, kv_heads, _ = pool.shape
-    group = heads // kv_heads
-    dim_tile = max(16, triton.next_power_of_2(head_dim))
-    wide = dim_tile * query.element_size() > 256  # fits shared memory and registers with smaller blocks only
-    _prefill_kernel[(kv_heads, tiles.shape[0])](
-        out,
-        query,
-        key,
-        value,
-        pool,
-        tables,
-        tiles,
-        query if sinks is None else sinks,
-        scale,
-        softcap or 0.0,
-        window or 0,
-        query.stride(0),
-        query.stride(1),
-        key.stride(0),
-        key.stride(1),
-        value.stride(0),
-        value.stride(1),
-        pool.stride(0),
-        plane * pool.stride(1),
-        tables.stride(0),
-        KV_HEADS=kv_heads,
+    group = query.shape[1] // plane.kv_heads
+    wide = is_wide(query)
+    _prefill_kernel[(plane.kv_heads, tiles.shape[0])](
+        out_ptr=out,
+        tiles_ptr=tiles,
+        sinks_ptr=query if sinks is None else sinks,
+        window=window or 0,
         GROUP=group,
         GROUP_TILE=triton.next_power_of_2(group),
         TOKENS=tile_tokens(group, rows),
-        HEAD_DIM=head_dim,
-        DIM_TILE=dim_tile,
-        PAGE_TOKENS=page_tokens,
         BLOCK=min(block, 32) if wide else block,
         FIELDS=TILE_FIELDS,
         WINDOWED=window is not None,
-        SOFTCAP=softcap is not None,
         SINKS=sinks is not None,
-        PRECISION="tf32x3" if query.dtype == torch.float32 else "tf32",
         num_warps=warps,
         num_stages=min(stages, 2) if wide else stages,
+        **plane.arguments(),
+        **token_arguments(q=query, k=key, v=value),
+        **score_arguments(query, scale, softcap),
     )

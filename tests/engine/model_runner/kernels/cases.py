@@ -9,15 +9,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from engine.model_runner.kernels.decode import DecodeScratch, decode_attention
+from engine.model_runner.kernels.decode import decode_attention, decode_scratch
 from engine.model_runner.kernels.decode_plan import WORK_FIELDS, SplitPolicy, plan_decode
-from engine.model_runner.kernels.invariant_attention import (
-    PartScratch,
-    invariant_attention,
-    store_pages,
-)
+from engine.model_runner.kernels.invariant_attention import invariant_attention
 from engine.model_runner.kernels.invariant_plan import Segments, plan_parts
+from engine.model_runner.kernels.paged import PartScratch, Plane
 from engine.model_runner.kernels.prefill import TILE_FIELDS, prefill_attention, tile_tokens, tiles_of
+from engine.model_runner.kernels.store import store_pages
 
 _PLANES, _PLANE = 3, 1
 _SEGMENTS = Segments(128, 400)  # short, so that short contexts have several
@@ -49,6 +47,10 @@ class World:
     value: torch.Tensor
     sinks: torch.Tensor | None
     want: torch.Tensor
+
+    @property
+    def plane(self) -> Plane:
+        return Plane(self.pool, _PLANE, self.tables)
 
 
 def make_world(case: Case, device: str, dtype: torch.dtype, seed: int) -> World:
@@ -134,16 +136,14 @@ def decode_error(case: Case, device: str, dtype: torch.dtype, seed: int) -> floa
     slots = torch.tensor(world.slots, device=device)
     plan_decode(slots, positions, windows, work, policy)
     heads = case.kv_heads * case.group
-    scratch = DecodeScratch.make(policy, num_rows, heads, case.head_dim, world.pool.device)
+    scratch = decode_scratch(policy, num_rows, heads, case.head_dim, world.pool.device)
     for _ in range(2):  # the second run finds the counters as the first left them
         out = torch.full_like(world.query, torch.nan)
         decode_attention(
             world.query,
             world.key,
             world.value,
-            world.pool,
-            _PLANE,
-            world.tables,
+            world.plane,
             work[0],
             scratch,
             out,
@@ -166,9 +166,7 @@ def prefill_error(case: Case, device: str, dtype: torch.dtype, seed: int) -> flo
         world.query,
         world.key,
         world.value,
-        world.pool,
-        _PLANE,
-        world.tables,
+        world.plane,
         torch.tensor(tiles, dtype=torch.int32, device=device),
         out,
         scale=case.head_dim**-0.5,
@@ -261,12 +259,10 @@ def _invariant(
     scratch: PartScratch,
 ) -> torch.Tensor:
     out = torch.full_like(world.query, torch.nan)
-    store_pages(world.key, world.value, world.pool, _PLANE, world.tables, slots, positions)
+    store_pages(world.key, world.value, world.plane, slots, positions)
     invariant_attention(
         world.query,
-        world.pool,
-        _PLANE,
-        world.tables,
+        world.plane,
         tiles,
         scratch,
         out,
@@ -280,7 +276,10 @@ def _invariant(
 
 def _part_scratch(world: World, case: Case, segments: Segments) -> PartScratch:
     heads = case.kv_heads * case.group
-    return PartScratch.make(segments, len(case.rows), heads, case.kv_heads, case.head_dim, world.pool.device)
+    num_rows = len(case.rows)
+    return PartScratch.make(
+        num_rows * segments.most, num_rows, heads, case.kv_heads, case.head_dim, world.pool.device
+    )
 
 
 def _chunks(world: World, case: Case) -> list[tuple[int, int, int, int]]:
