@@ -1,5 +1,7 @@
 """The executor on a GPU against transformers' `generate` on the CPU, both in fp32."""
 
+from functools import partial
+
 import pytest
 
 pytest.importorskip("triton")
@@ -8,7 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from engine.messages import Sampling
+from engine.model_runner import device_step
 from engine.model_runner.batch import Row, StepRow
+from engine.model_runner.compiling import CompileChoices, compiled
 from engine.model_runner.cuda_executor import CudaExecutor, StepOptions
 from tests.engine.model_runner.tiny import (
     VOCAB,
@@ -85,6 +89,29 @@ def test_greedy_equals_generate_in_mixed_batches(family: str, compiled: bool, ca
     for _ in range(2):
         contexts = scheduler.run(PROMPTS, [GREEDY] * len(PROMPTS))
         assert [context.output for context in contexts] == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "mixtral"])
+@pytest.mark.parametrize(
+    "choices",
+    [
+        CompileChoices(keep_rows_early=True),
+        CompileChoices(add_in_products=True),
+        CompileChoices(one_pass_width=8192),
+        CompileChoices(keep_rows_early=True, add_in_products=True, one_pass_width=8192),
+    ],
+    ids=["keep rows early", "add in products", "rows in one pass", "all"],
+)
+def test_however_it_is_compiled(
+    family: str, choices: CompileChoices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(tiny_config(family))
+    expected = [generated(model, prompt, 16) for prompt in PROMPTS]
+    paged(model)
+    monkeypatch.setattr(device_step, "compiled", partial(compiled, choices=choices))
+    scheduler = CudaScheduler(model, chunk=9, compiled=True, capture=True)
+    contexts = scheduler.run(PROMPTS, [GREEDY] * len(PROMPTS))
+    assert [context.output for context in contexts] == expected
 
 
 def test_samples_what_the_cpu_samples() -> None:

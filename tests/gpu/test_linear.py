@@ -8,7 +8,13 @@ import torch
 from torch.nn import functional as F
 
 from engine.model_runner.kernels.invariant_linear import invariant_linear
-from engine.model_runner.kernels.linear import LinearProduct, LinearScratch, Tiling, few_rows_linear
+from engine.model_runner.kernels.linear import (
+    PRODUCT_ADDED,
+    LinearProduct,
+    LinearScratch,
+    Tiling,
+    few_rows_linear,
+)
 from tests.engine.model_runner.kernels.cases import relative_error
 
 SHAPES = [(6144, 4096), (4096, 14_336), (28_672, 4096), (64, 256), (32_064, 2048)]
@@ -57,6 +63,33 @@ def test_waits_for_what_it_reads(rows: int) -> None:
         out.fill_(torch.nan)
         graph.replay()
         assert relative_error(out, run(F.linear).float()) < 3e-2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", [2, 16, 48, 65, 1000])
+def test_adds_products_to_the_residual_in_place(rows: int) -> None:
+    """In a graph, one after another: each must find what those before it have added."""
+    into, out_of = _weight(14_336, 4096), _weight(4096, 14_336)
+    product = LinearProduct(CUDA)
+    given, residual = torch.empty(2, 1, rows, 4096, dtype=torch.bfloat16, device=CUDA)
+
+    def run() -> None:
+        residual.copy_(given)
+        for _ in range(4):
+            hidden = product(residual, into)
+            PRODUCT_ADDED(hidden, out_of, product.partial, product.arrived, residual)
+
+    given.normal_()
+    run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    for _ in range(20):
+        given.normal_()
+        graph.replay()
+        want = given.float()
+        for _ in range(4):
+            want = want + F.linear(F.linear(want.bfloat16(), into), out_of).float()
+        assert relative_error(residual, want) < 2e-2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
