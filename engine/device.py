@@ -6,6 +6,9 @@ from engine.memory.context import Context
 from engine.messages import CostModel, Extension, Move, Plan, Slice
 from engine.prompt import Prompt
 
+LOOKAHEAD_NS = 20_000_000  # the next slice is planned so long before this one is used up, ...
+LOOKAHEAD_STEPS = 2  # ... and at least so many steps
+
 
 @dataclass(slots=True)
 class Outbox:
@@ -50,6 +53,10 @@ class Device:
     busy_ns: int = 0
     idle_ns: int = 0
     num_steps: int = 0
+    lookahead_steps: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._look_ahead()
 
     @property
     def num_slots_free(self) -> int:
@@ -62,3 +69,7 @@ class Device:
         self.idle_ns += idle_ns
         if is_decode:
             self.step_ns += 0.1 * (step_ns - self.step_ns)
+            self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        self.lookahead_steps = max(LOOKAHEAD_STEPS, round(LOOKAHEAD_NS / self.step_ns))

@@ -4,12 +4,18 @@ The planner asks the policy for the prompts in fair order and finds room for the
 business. It runs on events (an arrival, a slice that is nearly used up, a slice that ended, room that came
 back), never per token, and it is pure: time is an argument, plans pile up in the devices' outboxes.
 
-Its parts: who waits (`waiting`), turns on devices (`turns`), and who makes way for whom (`preemption`).
+A plan looks at the devices that something happened to since the last one, and at those where that one left
+something undone: of a thousand devices, an event concerns one.
+
+Its parts: who waits (`waiting`), where something happened and where there is a place (`devices`), turns on
+devices (`turns`), and who makes way for whom (`preemption`).
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from engine.device import Device
+from engine.devices import Devices
 from engine.fairness.policy import Policy
 from engine.fairness.reading import ReadingFloor
 from engine.memory.store import ContextStore
@@ -44,39 +50,41 @@ class Planner:
     def __init__(self, policy: Policy, store: ContextStore, settings: PlannerSettings) -> None:
         self.policy = policy
         self.store = store
-        self.devices: list[Device] = []
+        self.devices = Devices(store, reserve=settings.reserve if policy.rotates else 0.0)
         self.waiting = Waiting(policy, gap_ns=settings.gap_ns, first_slices=settings.first_slices)
-        self.prefixes = PrefixSharing(store)
+        self.prefixes = PrefixSharing(store, self.devices)
         self.turns = Turns(
             policy,
             store,
             self.prefixes,
+            self.devices,
             target_ns=settings.target_ns,
             slice_ns=settings.slice_ns,
             min_slice_ns=settings.min_slice_ns,
             max_model_len=settings.max_model_len,
-            reserve=settings.reserve,
         )
-        self._preemption = Preemption(policy, store, self.waiting, self.turns)
+        self._preemption = Preemption(policy, store, self.waiting, self.turns, self.devices)
         self._floor = ReadingFloor(settings.floor_tokens_per_s, settings.gap_ns)
         self.num_preemptions = 0
         self.num_deferred = 0  # prompts that waited in the last plan for what others compute
+        self._is_contended = False  # somebody waited at its end
 
-    def plan(self, now_ns: int) -> None:
-        """Extend, start and end turns on all devices."""
-        devices = [device for device in self.devices if device.is_up]
-        self.turns.begin_plan(self.devices)
-        self._preemption.begin_plan(devices)
+    def plan(self, now_ns: int) -> list[Device]:
+        """Extend, start and end turns. Returns the devices for which something may have been written, in
+        order of their coming."""
+        self.turns.begin_plan()
+        self._preemption.begin_plan()
         self.prefixes.begin_plan()
+        devices = self.devices.take_touched()
         for device in devices:
             self._renew(device, now_ns)
             self._vacate(device, now_ns)
             self._mirror_idle(device)
-        while self._fill(devices, now_ns) and not any(device.running for device in devices):
+        while self._fill(now_ns) and not self.turns.num_running:
             continue  # a context was dropped, and no event would bring another plan
-        for device in devices:
-            self._mirror_running(device)
-        self._reclaim(devices)
+        self._mirror_running(devices)
+        self._reclaim()
+        return self.devices.touched(devices)
 
     def leave_device(self, prompt: Prompt, now_ns: int) -> None:
         """The runner has ended the prompt's turn, or is gone: it pays for what it had."""
@@ -97,20 +105,21 @@ class Planner:
             self.waiting.charge(prompt, now_ns)
             if not self.turns.extend(prompt):
                 self._preemption.make_way(device)
+                self.devices.touch(device)  # until there is room
 
-    def _fill(self, devices: list[Device], now_ns: int) -> bool:
+    def _fill(self, now_ns: int) -> bool:
         """Find room for prompts in fair order, those first that are due. One that finds none but deserves it
         has turns ended, and lays claim to what they give back: smaller ones would take it for ever. True if
         a context had to be dropped, which makes room."""
         passed_over: list[Prompt] = []
         deferred: list[Prompt] = []
-        while devices and (prompt := self.waiting.next(now_ns)) is not None:
-            if prompt.context.node is None and self.prefixes.is_worth_waiting(prompt, devices):
+        while self.devices.up and (prompt := self.waiting.next(now_ns)) is not None:
+            if prompt.context.node is None and self.prefixes.is_worth_waiting(prompt):
                 deferred.append(prompt)
                 if len(deferred) == MAX_DEFERRED:
                     break
                 continue
-            if self._run(prompt, devices, now_ns):
+            if self._run(prompt, now_ns):
                 continue
             passed_over.append(prompt)
             if not self.policy.rotates or len(passed_over) > MAX_PASSED_OVER:
@@ -122,15 +131,15 @@ class Planner:
         self.num_deferred = len(deferred)
         if not passed_over or self.policy.recomputes:
             return False
-        return self._preemption.drop_if_stuck(devices)
+        return self._preemption.drop_if_stuck()
 
-    def _run(self, prompt: Prompt, devices: list[Device], now_ns: int) -> bool:
+    def _run(self, prompt: Prompt, now_ns: int) -> bool:
         """Extend the prompt's turn, or start one where there is room beside what others have claimed."""
         if prompt.turn is not None:
             prompt.turn.is_expiring = not self.turns.extend(prompt)
             return not prompt.turn.is_expiring
-        for device in self._by_preference(prompt, devices):
-            most_tokens = self._most_tokens(prompt, device, now_ns)
+        for device in self._places(prompt):
+            most_tokens = self._most_tokens(prompt, device, now_ns) if prompt.output_ids else None
             if self.turns.start(prompt, device, self._preemption.spare_pages(device), most_tokens):
                 return True
         return False
@@ -148,15 +157,40 @@ class Planner:
             step_ns=device.step_ns,
         )
 
-    def _by_preference(self, prompt: Prompt, devices: list[Device]) -> list[Device]:
-        """Devices with a free place in the batch: the one that has the prompt's pages, then the emptiest."""
-        free = [device for device in devices if len(device.running) < device.max_batch]
-        if len(free) <= 1:
-            return free
-        context, available = prompt.context, self.store.num_available
-        home = context.home if context.home is not None else context.indexed_at
-        cached = {device: self.prefixes.num_cached(prompt, device) for device in free}
-        return sorted(free, key=lambda d: (d.pool_id != home, -cached[d], -available(d.pool_id), d.pool_id))
+    def _places(self, prompt: Prompt) -> Iterable[Device]:
+        """Devices with a free place in the batch that may have room, the best first."""
+        up = self.devices.up
+        if len(up) > 1:
+            return self._by_preference(prompt)
+        return [device for device in up.values() if len(device.running) < device.max_batch]
+
+    def _by_preference(self, prompt: Prompt) -> Iterator[Device]:
+        """The device that has the prompt's pages, then those that have most of what it begins with, then the
+        roomiest."""
+        context = prompt.context
+        home = self.devices.home_of(context)
+        if home is not None and home.num_slots_free > 0:
+            yield home
+        if self.store.is_bound(context):
+            self.turns.refuse()
+            return
+        end = self.turns.end_position(prompt, len(prompt.output_ids) + 1)
+        roomiest = self.devices.with_room(context.num_absent(end) + context.num_local)
+        preferred = self._with_prefix(prompt)
+        yield from preferred
+        for device in roomiest:
+            if device is not home and device not in preferred:
+                yield device
+        self.turns.refuse()
+
+    def _with_prefix(self, prompt: Prompt) -> list[Device]:
+        """Devices with a free place that have some of what a newcomer begins with, the most first."""
+        found = []
+        for pool_id, prefix in self.prefixes.find(prompt).items():
+            device = self.devices.up.get(pool_id)
+            if prefix.end and device is not None and device.num_slots_free > 0:
+                found.append((-prefix.end, -self.store.num_available(pool_id), pool_id, device))
+        return [device for _, _, _, device in sorted(found)]
 
     # ------------------------------------------------------------------ moves
 
@@ -165,35 +199,51 @@ class Planner:
         if not self.policy.recomputes:
             device.outbox.moves += self.store.mirror_idle(device.pool_id)
         device.outbox.moves += self.store.mirror_cached(device.pool_id)
+        if self.store.lacks_mirrors(device.pool_id):
+            self.devices.touch(device)  # until there is room in the tiers
 
-    def _mirror_running(self, device: Device) -> None:
+    def _mirror_running(self, looked_at: list[Device]) -> None:
         """Under contention, copy out the full pages of what runs, some at a time: little is left for when it
         stops."""
         if self.policy.recomputes or not self.policy.num_queued():
+            self._is_contended = False
             return
+        if not self._is_contended:
+            self._is_contended = True
+            self.devices.touch_all()
         batch = MIRROR_PAGES * self.store.layout.page_tokens
-        for prompt in device.running:
-            if prompt.context.computed - prompt.context.mirrored >= batch:
-                device.outbox.moves += self.store.mirror(prompt.context, whole=False)
+        for device in self.devices.touched(looked_at):
+            for prompt in device.running:
+                context = prompt.context
+                if context.computed - context.mirrored >= batch:
+                    device.outbox.moves += self.store.mirror(context, whole=False)
+                    if context.computed - context.mirror_target >= batch:
+                        self.devices.touch(device)  # until there is room in the tiers
 
     def _vacate(self, device: Device, now_ns: int) -> None:
         """Go on emptying what the device's own pool is to give up; turns that are in the way end."""
         if not self.store.is_shrinking(device.pool_id):
             return
+        self.devices.touch(device)
         device.outbox.moves += self.store.empty_segments(device.pool_id)
         for prompt in device.running:
             if self.store.is_in_the_way(prompt.context) and self._preemption.may_be_ended(prompt, 0, now_ns):
                 self.turns.end(prompt)
 
-    def _reclaim(self, devices: list[Device]) -> None:
+    def _reclaim(self) -> None:
         """Go on emptying what lenders want back."""
-        by_pool = {device.pool_id: device for device in devices}
-        for pool_id, move in self.store.reclaim(list(by_pool)) if self.store.has_recalls else ():
-            by_pool[pool_id].outbox.moves.append(move)
+        if not self.store.has_recalls:
+            return
+        for pool_id, move in self.store.reclaim(list(self.devices.up)):
+            device = self.devices.up[pool_id]
+            device.outbox.moves.append(move)
+            self.devices.touch(device)
 
     def check_integrity(self) -> None:
         """Raise AssertionError if queues and turns contradict each other."""
         self.waiting.check_integrity()
+        self.devices.check_integrity()
+        assert self.turns.num_running == sum(len(device.running) for device in self.devices)
         for device in self.devices:
             assert device.ending.keys() <= device.running.keys()
             for prompt in device.running:

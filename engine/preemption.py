@@ -1,8 +1,7 @@
 """Who has to make way for whom: turns that are ended, and room that is kept for those who wait."""
 
-from collections.abc import Iterable
-
 from engine.device import Device
+from engine.devices import Devices
 from engine.fairness.policy import Policy
 from engine.memory.store import ContextStore
 from engine.prompt import Prompt
@@ -13,18 +12,21 @@ from engine.waiting import Waiting
 class Preemption:
     """`claims` are the pages that prompts who wait have laid claim to in the plan being made, by device."""
 
-    def __init__(self, policy: Policy, store: ContextStore, waiting: Waiting, turns: Turns) -> None:
+    def __init__(
+        self, policy: Policy, store: ContextStore, waiting: Waiting, turns: Turns, devices: Devices
+    ) -> None:
         self.claims: dict[Device, int] = {}
         self._policy = policy
         self._store = store
         self._waiting = waiting
         self._turns = turns
+        self._devices = devices
         self._victims: dict[Device, list[Prompt]] = {}  # who may be ended in the plan being made
         self._refused: set[tuple[Device, str]] = set()  # tenants of which one deserved nobody's place in it
 
-    def begin_plan(self, devices: Iterable[Device]) -> None:
+    def begin_plan(self) -> None:
         """Nobody has claimed anything yet."""
-        self.claims = dict.fromkeys(devices, 0)
+        self.claims.clear()
         self._victims.clear()
         self._refused.clear()
 
@@ -33,10 +35,9 @@ class Preemption:
         what is claimed and will not come back by itself."""
         if not device.running:
             return 0
-        spare = self._turns.reserve_pages(device)
-        if self.claims[device]:
-            spare += max(0, self.claims[device] - self._pages_coming(device))
-        return spare
+        spare = self._devices.reserve_pages(device)
+        claimed = self.claims.get(device)
+        return spare + max(0, claimed - self._pages_coming(device)) if claimed else spare
 
     def claim_room(self, prompt: Prompt, now_ns: int) -> None:
         """End as many turns as a waiting prompt needs room, if it deserves their place, and keep that room
@@ -44,14 +45,14 @@ class Preemption:
         Where one was refused, those of its tenant that come after it in fair order need not ask."""
         is_due = self._waiting.is_due(prompt, now_ns)
         context = prompt.context
-        home = context.home if context.home is not None else context.indexed_at
-        device = min(self.claims, key=lambda d: (d.pool_id != home, len(d.running), d.pool_id))
+        device = self._devices.home_of(context) or self._devices.least_busy()
+        assert device is not None
         tenant = prompt.task.tenant
         if not is_due and (device, tenant) in self._refused:
             return
         end = self._turns.end_position(prompt, len(prompt.output_ids) + 1)
         needed = self._store.pages_needed(prompt.context, device.pool_id, end)
-        short = needed + self.claims[device] + self._turns.reserve_pages(device)
+        short = needed + self.claims.get(device, 0) + self._devices.reserve_pages(device)
         short -= self._store.num_available(device.pool_id, besides=prompt.context)
         short -= self._pages_coming(device)
         needs_slot = device.num_slots_free == 0 and not device.ending
@@ -65,7 +66,7 @@ class Preemption:
             if short <= 0:
                 break
         if has_claim:
-            self.claims[device] += needed
+            self.claims[device] = self.claims.get(device, 0) + needed
         elif short > 0 or needs_slot:
             self._refused.add((device, tenant))
 
@@ -75,19 +76,19 @@ class Preemption:
         if not self._policy.rotates and not device.ending:
             self._turns.end(max(device.running, key=lambda prompt: prompt.task.serial))
 
-    def drop_if_stuck(self, devices: Iterable[Device]) -> bool:
+    def drop_if_stuck(self) -> bool:
         """Somebody found no room and none is coming: every tier is full. The youngest prompt that holds
         pages without running, and without a mirror, is dropped; it is recomputed at its turn. False if none
         was."""
-        if any(device.cancelled or self._pages_coming(device) for device in devices):
+        up = self._devices.up
+        if up.keys().isdisjoint(self._store.dirty_pools):
             return False
-        pools = {device.pool_id for device in devices}
-        if not any(self._store.idle_dirty(pool_id) for pool_id in pools):
+        if any(device.cancelled or self._pages_coming(device) for device in up.values()):
             return False
         idle = [
             prompt
             for prompt in self._waiting.prompts.values()
-            if not prompt.context.is_running and prompt.context.would_be_lost(pools)
+            if not prompt.context.is_running and prompt.context.would_be_lost(up)
         ]
         if idle:
             context = max(idle, key=lambda prompt: prompt.task.serial).context

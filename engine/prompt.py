@@ -4,6 +4,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from engine.fairness.policy import Task
 from engine.memory.context import Context
 from engine.memory.prefix_tree import TOKEN_BYTES, pack_tokens
@@ -13,8 +15,7 @@ if TYPE_CHECKING:
     from engine.device import Device
 
 
-@dataclass(slots=True)
-class Turn:
+class Turn(Struct, eq=False):
     """The slices that a prompt runs through without a pause, on one device.
 
     `slice_id` is the slice in force and `next_id` the extension queued behind it, which may turn out void if

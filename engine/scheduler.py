@@ -118,15 +118,14 @@ class Scheduler:
             step_ns = max(1.0, cost.step_ns + cost.decode_ns)
             device = Device(name, pool.pool_id, max_batch, cost, step_ns)
             self.devices[name] = device
-            self.planner.devices.append(device)
-        device.is_up = True
+        self.planner.devices.come(device)
         self.needs_plan = True
 
     def runner_lost(self, name: str, now_ns: int, *, pool_trusted: bool) -> None:
         """A runner is gone. Its prompts wait again with the positions that it had reported; if its pool
         cannot be trusted, with those that are mirrored."""
         device = self.devices[name]
-        device.is_up = False
+        self.planner.devices.go(device)
         device.outbox.take()
         self.counters.runners_lost += 1
         self.store.lose_moves(device.pool_id)
@@ -170,6 +169,7 @@ class Scheduler:
     def on_report(self, name: str, report: Report, now_ns: int) -> None:
         """A runner made steps, ended slices, completed moves."""
         device = self.devices[name]
+        self.planner.devices.touch(device)
         for step in report.steps:
             self.needs_plan = self.progress.take(device, step, now_ns, is_plan_due=self.needs_plan)
         for end in report.ends:
@@ -180,11 +180,10 @@ class Scheduler:
     def plan(self, now_ns: int) -> list[tuple[str, Plan]]:
         """Decide what runs next; the plans to send, by device. Call when `needs_plan`."""
         self.needs_plan = False
-        self.planner.plan(now_ns)
         plans = []
-        for device in self.devices.values():
+        for device in self.planner.plan(now_ns):
             num_slices = len(device.outbox.slices) + len(device.outbox.extensions)
-            plan = device.outbox.take() if device.is_up else None
+            plan = device.outbox.take()
             if plan is not None:
                 self.counters.plans += 1
                 self.counters.slices += num_slices

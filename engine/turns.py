@@ -3,6 +3,7 @@
 from itertools import count
 
 from engine.device import Device
+from engine.devices import Devices
 from engine.fairness.policy import Policy
 from engine.fairness.slice_length import slice_length_ns
 from engine.memory.store import ContextStore
@@ -11,8 +12,6 @@ from engine.prefix_sharing import PrefixSharing
 from engine.prompt import Prompt, Turn
 
 MIN_STEPS = 4  # a slice is worth at least so many steps: switching costs about one
-LOOKAHEAD_NS = 20_000_000  # the next slice is planned so long before this one is used up, ...
-LOOKAHEAD_STEPS = 2  # ... and at least so many steps
 GRANT_PAGES = 2  # when nobody waits, a slice is a grant of so many pages: more would only lie unused
 UNCONTENDED_NS = 250_000_000  # slices when nobody waits: only a grant of pages, which an arrival cuts short
 
@@ -20,9 +19,8 @@ UNCONTENDED_NS = 250_000_000  # slices when nobody waits: only a grant of pages,
 class Turns:
     """Writes slices, extensions and ends into the devices' outboxes, with the pages that they need.
 
-    `target_ns`, `slice_ns` and `min_slice_ns` are what slices are measured by (`slice_length`), no context
-    grows beyond `max_model_len`, and under contention a start leaves the share `reserve` of a pool to those
-    who run.
+    `target_ns`, `slice_ns` and `min_slice_ns` are what slices are measured by (`slice_length`), and no
+    context grows beyond `max_model_len`.
     """
 
     def __init__(
@@ -30,41 +28,43 @@ class Turns:
         policy: Policy,
         store: ContextStore,
         prefixes: PrefixSharing,
+        devices: Devices,
         *,
         target_ns: int,
         slice_ns: int,
         min_slice_ns: int,
         max_model_len: int,
-        reserve: float,
     ) -> None:
         self._policy = policy
         self._store = store
         self._prefixes = prefixes
+        self._devices = devices
         self._target_ns = target_ns
         self._slice_ns = slice_ns
         self._min_slice_ns = min_slice_ns
         self._max_model_len = max_model_len
-        self._reserve = reserve
         self._slice_ids = count(1)
         self._slice_tokens: dict[Device, int] = {}  # of the plan being made
-        self._num_running = 0
+        self._num_at_once = 0  # prompts that ran when it began
+        self._num_refused: int | None = None  # prompts that waited when one first found no room anywhere
+        self.num_running = 0
 
     # ------------------------------------------------------------------ measures
 
-    def begin_plan(self, devices: list[Device]) -> None:
-        """Slices are measured once per plan, by what runs and waits when the first is."""
+    def begin_plan(self) -> None:
+        """Slices are measured once per plan and device, by what runs and waits when one is first tried."""
         self._slice_tokens.clear()
-        self._num_running = sum(len(device.running) for device in devices)
+        self._num_at_once = self.num_running
+        self._num_refused = None
+
+    def refuse(self) -> None:
+        """A prompt found no room on any device: it counts as a try on all that have a free place."""
+        if self._num_refused is None and self._policy.rotates:
+            self._num_refused = self._policy.num_queued()
 
     def floor_ns(self, device: Device) -> int:
         """The least that a turn should last."""
         return max(self._min_slice_ns, round(MIN_STEPS * device.step_ns))
-
-    def reserve_pages(self, device: Device) -> int:
-        """Pages kept free under contention. Who runs to completion makes way by recomputing instead."""
-        if not self._policy.rotates:
-            return 0
-        return round(self._reserve * self._store.local_pools[device.pool_id].num_usable)
 
     def end_position(self, prompt: Prompt, until: int) -> int:
         """Positions that a turn up to output token `until` may write."""
@@ -77,15 +77,16 @@ class Turns:
         assert turn is not None
         if turn.is_ending or turn.until >= prompt.sampling.max_tokens:
             return False
-        lookahead = max(LOOKAHEAD_STEPS, round(LOOKAHEAD_NS / turn.device.step_ns))
-        return turn.until - len(prompt.output_ids) <= lookahead
+        return turn.until - len(prompt.output_ids) <= turn.device.lookahead_steps
 
     def _measure_slice(self, device: Device) -> int:
         """How many tokens a prompt may sample before others have their turn."""
         floor_ns = self.floor_ns(device)
         num_waiting = self._policy.num_queued() if self._policy.rotates else 0
+        if self._num_refused is not None and device.num_slots_free > 0:
+            num_waiting = self._num_refused
         length_ns = slice_length_ns(
-            num_running=self._num_running,
+            num_running=self._num_at_once,
             num_waiting=num_waiting,
             target_ns=self._target_ns,
             floor_ns=floor_ns,
@@ -121,8 +122,9 @@ class Turns:
         context = prompt.context
         slice_id = next(self._slice_ids)
         start = context.computed
-        device.outbox.moves += moves
-        device.outbox.slices.append(
+        outbox = device.outbox
+        outbox.moves += moves
+        outbox.slices.append(
             Slice(
                 slice_id=slice_id,
                 start=start,
@@ -138,15 +140,18 @@ class Turns:
         prompt.turn = Turn(device, slice_id, until, is_first=not sampled)
         device.running[prompt] = None
         device.by_slice[slice_id] = prompt
+        self.num_running += 1
+        self._devices.touch(device)
         return True
 
     def _prepare(self, prompt: Prompt, device: Device, end: int, spare: int) -> list[Move] | None:
         """Have pages for the prompt up to position `end`, those that are cached among them; None if there is
         no room."""
-        has_joined = self._prefixes.join(prompt, device)
+        has_joined = prompt.context.node is None and self._prefixes.join(prompt, device)
         moves = self._store.prepare(prompt.context, device.pool_id, end, spare=spare)
         if moves is not None:
-            self._prefixes.count(prompt)
+            if not prompt.has_started:
+                self._prefixes.count(prompt)
         elif has_joined:
             self._prefixes.part(prompt)
         return moves
@@ -168,6 +173,7 @@ class Turns:
         )
         device.by_slice[turn.next_id] = prompt
         turn.until = until
+        self._devices.touch(device)
         return True
 
     def end(self, prompt: Prompt) -> None:
@@ -178,6 +184,7 @@ class Turns:
         turn.is_ending = True
         turn.device.ending[prompt] = None
         turn.device.outbox.ends.append(turn.next_id if turn.next_id is not None else turn.slice_id)
+        self._devices.touch(turn.device)
 
     def leave(self, prompt: Prompt) -> None:
         """The runner has ended the prompt's turn, or is gone."""
@@ -202,4 +209,6 @@ class Turns:
         assert turn is not None
         del turn.device.running[prompt]
         turn.device.ending.pop(prompt, None)
+        self.num_running -= 1
+        self._devices.touch(turn.device)
         return turn

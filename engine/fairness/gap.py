@@ -44,15 +44,6 @@ class _Line:
         if len(entries) > 2 * len(self.since_ns) + _SPARE_ENTRIES:
             self.entries = deque(sorted((ns, each.serial, each) for each, ns in self.since_ns.items()))
 
-    def oldest(self) -> tuple[int, int, Task] | None:
-        entries, since_ns = self.entries, self.since_ns
-        while entries:
-            oldest = entries[0]
-            if since_ns.get(oldest[2]) == oldest[0]:
-                return oldest
-            entries.popleft()
-        return None
-
 
 class GapQueue:
     """`bound_ns`: the longest that a prompt should wait for its next token."""
@@ -81,14 +72,17 @@ class GapQueue:
         """The tenant's prompt that has waited longest for a token, if that is past the bound: it waits no
         more."""
         line = self._lines.get(tenant)
-        oldest = line.oldest() if line is not None else None
-        if line is None or oldest is None or now_ns - oldest[0] <= self._bound_ns:
+        if line is None:
             return None
-        line.entries.popleft()
-        del line.since_ns[oldest[2]]
-        if not line.since_ns:
-            del self._lines[tenant]
-        return oldest[2]
+        entries = line.entries
+        while entries and now_ns - entries[0][0] > self._bound_ns:
+            since_ns, _, task = entries.popleft()
+            if line.since_ns.get(task) == since_ns:
+                del line.since_ns[task]
+                if not line.since_ns:
+                    del self._lines[tenant]
+                return task
+        return None
 
     def check_integrity(self) -> None:
         for tenant, line in self._lines.items():

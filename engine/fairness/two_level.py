@@ -206,7 +206,8 @@ class TwoLevelPolicy:
         account.vruntime_ns += projected_ns
         account.num_waiting -= 1
         self._num_queued -= 1
-        self._offer(account)
+        if account.num_waiting:
+            self._tenants.add(account)
 
     def _refund(self, account: Account, task: Task) -> None:
         """The stint is over: what was projected and not charged goes back. The tenant has been withdrawn."""

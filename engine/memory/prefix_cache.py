@@ -9,7 +9,7 @@ a prompt needs does, the least recently used first, and children before their pa
 What may be found is asked for by device: a context is in the index of the device where it runs or ran last.
 """
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 from engine.memory.context import Context
@@ -17,7 +17,7 @@ from engine.memory.local_copies import LocalCopies
 from engine.memory.losses import Losses
 from engine.memory.mirrors import Mirrors
 from engine.memory.page import PageLayout
-from engine.memory.prefix_tree import TOKEN_BYTES, PrefixTree
+from engine.memory.prefix_tree import TOKEN_BYTES, PrefixNode, PrefixTree
 
 MAX_GENERATIONS = 64  # contexts that one may go through: what is done with it costs by each of them
 
@@ -35,6 +35,7 @@ class Prefix:
 
 
 NOTHING = Prefix()
+NOWHERE: Mapping[int, Prefix] = {}
 
 
 class PrefixCache:
@@ -66,15 +67,18 @@ class PrefixCache:
 
     # ------------------------------------------------------------------ finding
 
-    def find(self, pool_id: int, salt: Hashable, tokens: bytes) -> Prefix:
-        """How much of a prompt the device of this pool has; `tokens` are those that may be read."""
+    def find(self, salt: Hashable, tokens: bytes) -> Mapping[int, Prefix]:
+        """How much of a prompt devices have, by pool, where it is anything; `tokens` are those that may be
+        read."""
+        roots = self._tree.roots(salt, tokens)
+        return {pool_id: self._best(root, tokens) for pool_id, root in roots.items()} if roots else NOWHERE
+
+    def _best(self, root: PrefixNode[Context], tokens: bytes) -> Prefix:
+        """The most that there is below this root."""
         best: Context | None = None
         end = agreed = 0
         is_coming = False
-        path = self._tree.walk(self._tree.root((pool_id, salt)), tokens)
-        if not path:
-            return NOTHING
-        for node, agreed in path[:MAX_GENERATIONS]:
+        for node, agreed in self._tree.walk(root, tokens)[:MAX_GENERATIONS]:
             context = node.owner
             assert context is not None
             usable = min(agreed, context.computed)
@@ -127,7 +131,7 @@ class PrefixCache:
             self._close_context(context)
             return self._take_over(parent, tokens)
         context.salt, context.indexed_at = salt, pool_id
-        above = self._tree.root((pool_id, salt))
+        above = self._tree.root(pool_id, salt)
         if parent is not None:
             if parent.is_growing or prefix.end < parent.computed:
                 parent = self._split(parent, prefix.end)
@@ -214,7 +218,7 @@ class PrefixCache:
         context.indexed_at = pool_id
         tokens = context.node.tokens
         self._tree.detach(context.node)
-        context.node = self._tree.attach(self._tree.root((pool_id, context.salt)), 0, tokens, context)
+        context.node = self._tree.attach(self._tree.root(pool_id, context.salt), 0, tokens, context)
 
     def leave(self, context: Context) -> None:
         """A prompt's context that does not run and has nothing of its own forgets its ancestors: it is

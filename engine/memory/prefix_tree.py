@@ -3,19 +3,23 @@
 A node stands for all tokens from its root to its end; its owner has the pages of its own run. Runs begin at
 page borders, so two children of a node differ in their first page, and that page, hashed, finds the child.
 What is found is compared token by token: no two prompts are ever mistaken for each other. There is a root for
-each key (a device, a tenant and its salt), and nothing is found across roots.
+each place (a device) and salt (a tenant and its own), and nothing is found across roots. First pages are also
+indexed by salt alone, so that one look tells the places where anything begins like a prompt.
 
 Pure: what owners have of their pages, and for how long they keep it, is the store's business.
 """
 
 from array import array
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+from msgspec import Struct
 
 TOKEN_BYTES = 4
 
 Owner = TypeVar("Owner")
+
+_NOWHERE: Mapping[int, "PrefixNode[Any]"] = {}
 
 
 def pack_tokens(ids: Sequence[int]) -> bytes:
@@ -23,8 +27,7 @@ def pack_tokens(ids: Sequence[int]) -> bytes:
     return array("i", ids).tobytes()
 
 
-@dataclass(slots=True, eq=False)
-class PrefixNode(Generic[Owner]):
+class PrefixNode(Struct, Generic[Owner], eq=False):
     """A run of tokens from position `start` on. Roots have neither tokens nor an owner."""
 
     start: int
@@ -32,12 +35,19 @@ class PrefixNode(Generic[Owner]):
     owner: Owner | None = None
     parent: "PrefixNode[Owner] | None" = None
     num_children: int = 0  # found by their first page or not
-    children: "dict[bytes, PrefixNode[Owner]]" = field(default_factory=dict)  # by their first page
+    children: "dict[bytes, PrefixNode[Owner]]" = {}  # by their first page
 
     @property
     def end(self) -> int:
         """The position after its last token."""
         return self.start + len(self.tokens) // TOKEN_BYTES
+
+
+class _Root(PrefixNode[Owner], eq=False, kw_only=True):
+    """Where the prefixes with one salt in one place begin."""
+
+    place: int
+    salt: Hashable
 
 
 class PrefixTree(Generic[Owner]):
@@ -46,14 +56,19 @@ class PrefixTree(Generic[Owner]):
     def __init__(self, page_tokens: int) -> None:
         self._page_tokens = page_tokens
         self._page_bytes = page_tokens * TOKEN_BYTES
-        self._roots: dict[Hashable, PrefixNode[Owner]] = {}
+        self._roots: dict[tuple[int, Hashable], _Root[Owner]] = {}
+        self._places: dict[tuple[Hashable, bytes], dict[int, _Root[Owner]]] = {}  # by salt and first page
 
-    def root(self, key: Hashable) -> PrefixNode[Owner]:
-        """The root of `key`, made if there is none."""
-        root = self._roots.get(key)
+    def root(self, place: int, salt: Hashable) -> PrefixNode[Owner]:
+        """The root for something to be attached to; it goes with the last node below it."""
+        root = self._roots.get((place, salt))
         if root is None:
-            root = self._roots[key] = PrefixNode(0, b"")
+            root = self._roots[place, salt] = _Root(0, b"", place=place, salt=salt)
         return root
+
+    def roots(self, salt: Hashable, tokens: bytes) -> Mapping[int, PrefixNode[Owner]]:
+        """By place, the roots below which something begins as `tokens` do."""
+        return self._places.get((salt, tokens[: self._page_bytes]), _NOWHERE)
 
     def walk(self, node: PrefixNode[Owner], tokens: bytes) -> list[tuple[PrefixNode[Owner], int]]:
         """The nodes below `node` that `tokens`, a whole prompt, go through, each with the position up to
@@ -95,7 +110,7 @@ class PrefixTree(Generic[Owner]):
         cut = (position - node.start) * TOKEN_BYTES
         upper = PrefixNode(node.start, node.tokens[:cut], owner, node.parent)
         if self.is_found(node):
-            node.parent.children[node.tokens[: self._page_bytes]] = upper
+            node.parent.children[node.tokens[: self._page_bytes]] = upper  # and in the same places
         node.start, node.tokens, node.parent = position, node.tokens[cut:], upper
         upper.num_children = 1
         self._show(node)
@@ -107,11 +122,9 @@ class PrefixTree(Generic[Owner]):
         assert node.parent is not None
         self._hide(node)
         node.parent.num_children -= 1
+        if isinstance(node.parent, _Root) and not node.parent.num_children:
+            del self._roots[node.parent.place, node.parent.salt]
         node.parent = None
-
-    def sweep(self) -> None:
-        """Forget roots with nothing below them. Nobody may hold one."""
-        self._roots = {key: root for key, root in self._roots.items() if root.num_children}
 
     def is_found(self, node: PrefixNode[Owner]) -> bool:
         """Whether `walk` can find the node from its parent."""
@@ -120,7 +133,7 @@ class PrefixTree(Generic[Owner]):
 
     def nodes(self) -> Iterator[PrefixNode[Owner]]:
         """All nodes that can be found, parents before children."""
-        stack = list(self._roots.values())
+        stack: list[PrefixNode[Owner]] = list(self._roots.values())
         while stack:
             node = stack.pop()
             if node.owner is not None:
@@ -137,16 +150,33 @@ class PrefixTree(Generic[Owner]):
                 assert node.start % self._page_tokens == 0
                 assert len(key) == self._page_bytes
                 assert node.tokens.startswith(key)
+        assert all(root.num_children for root in self._roots.values())
+        pages = {
+            (root.salt, page, place) for (place, _), root in self._roots.items() for page in root.children
+        }
+        assert pages == {(*key, place) for key, places in self._places.items() for place in places}
+        assert all(self._places.values())
 
     def _show(self, node: PrefixNode[Owner]) -> None:
-        assert node.parent is not None
-        if len(node.tokens) >= self._page_bytes:
-            node.parent.children.setdefault(node.tokens[: self._page_bytes], node)
+        parent, page = node.parent, node.tokens[: self._page_bytes]
+        assert parent is not None
+        if len(page) < self._page_bytes or page in parent.children:
+            return
+        parent.children[page] = node
+        if isinstance(parent, _Root):
+            self._places.setdefault((parent.salt, page), {})[parent.place] = parent
 
     def _hide(self, node: PrefixNode[Owner]) -> None:
-        assert node.parent is not None
-        if self.is_found(node):
-            del node.parent.children[node.tokens[: self._page_bytes]]
+        parent, page = node.parent, node.tokens[: self._page_bytes]
+        assert parent is not None
+        if not self.is_found(node):
+            return
+        del parent.children[page]
+        if isinstance(parent, _Root):
+            places = self._places[parent.salt, page]
+            del places[parent.place]
+            if not places:
+                del self._places[parent.salt, page]
 
 
 def _num_common(run: bytes, tokens: bytes, begin: int) -> int:

@@ -1,13 +1,14 @@
 """Shared prefixes in the context store: what is found, what it costs, what gives way; and random use."""
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pytest
 
 from engine.memory.context import Context
 from engine.memory.pool import PagePool
-from engine.memory.prefix_cache import Prefix
+from engine.memory.prefix_cache import NOTHING, Prefix
 from engine.memory.prefix_tree import TOKEN_BYTES, pack_tokens
 from engine.memory.store import ContextStore
 from engine.messages import Move
@@ -37,10 +38,14 @@ class Prompt:
         return pack_tokens(self.ids)
 
 
+def find(store, tokens, pool=LOCAL):
+    return store.find_prefixes("", tokens).get(pool, NOTHING)
+
+
 def join(store, prompt, pool=LOCAL, known=None):
     """Let an empty prompt of which `known` tokens are known go on from what is cached."""
     tokens = prompt.tokens[: (known or len(prompt.ids)) * TOKEN_BYTES]
-    prefix = store.find_prefix(pool, "", tokens[:-TOKEN_BYTES])
+    prefix = find(store, tokens[:-TOKEN_BYTES], pool)
     prompt.context = store.join(prompt.context, pool, "", tokens, prefix)
     return prefix
 
@@ -96,7 +101,7 @@ def test_cached_contexts_count_as_room_and_give_way_from_their_ends():
     prompt = Prompt([100] * 30, store.open())
     join(store, prompt)
     assert store.prepare(prompt.context, LOCAL, 24) == []
-    assert store.find_prefix(LOCAL, "", pack_tokens(range(24))).end == 16  # of 24
+    assert find(store, pack_tokens(range(24))).end == 16  # of 24
     store.check_integrity()
 
 
@@ -117,7 +122,7 @@ def test_the_least_recently_used_gives_way_first():
         serve(store, [number] * 17)
     serve(store, [0] * 17)  # used again
     serve(store, [9] * 17)
-    ends = [store.find_prefix(LOCAL, "", pack_tokens([number] * 17)).end for number in range(3)]
+    ends = [find(store, pack_tokens([number] * 17)).end for number in range(3)]
     assert ends == [16, 12, 16]
 
 
@@ -257,15 +262,15 @@ def test_random_operations(layout):
     for seed in range(8):
         operations = Operations(seed, layout)
         store = operations.store
-        find = store.find_prefix
+        find_prefixes = store.find_prefixes
 
-        def count(*args, find=find) -> Prefix:
+        def count(*args, find_prefixes=find_prefixes) -> Mapping[int, Prefix]:
             nonlocal hits
-            prefix = find(*args)
-            hits += prefix.end > 0
-            return prefix
+            found = find_prefixes(*args)
+            hits += any(prefix.end for prefix in found.values())
+            return found
 
-        store.find_prefix = count
+        store.find_prefixes = count
         for number in range(1500):
             operations.step()
             if number % 5 == 0:

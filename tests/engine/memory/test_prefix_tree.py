@@ -13,13 +13,18 @@ SALTS = st.sampled_from(["", "a"])
 
 def grow(tree: PrefixTree[str], salt: str, ids: list[int], owner: str) -> PrefixNode[str]:
     """Put a prompt in as the store does: below what it shares in whole pages with others."""
-    tokens, node = pack_tokens(ids), tree.root(salt)
+    tokens, node = pack_tokens(ids), tree.root(1, salt)
     for found, agreed in tree.walk(node, tokens):
         border = agreed - agreed % PAGE
         if border <= found.start:
             break
         node = found if border == found.end else tree.split(found, border, f"above {owner}")
     return tree.attach(node, node.end, tokens[len(pack_tokens(ids[: node.end])) :], owner)
+
+
+def find(tree: PrefixTree[str], salt: str, tokens: bytes) -> list[tuple[PrefixNode[str], int]]:
+    root = tree.roots(salt, tokens).get(1)
+    return tree.walk(root, tokens) if root is not None else []
 
 
 def run_of(node: PrefixNode[str]) -> bytes:
@@ -53,7 +58,6 @@ class Prefixes(RuleBasedStateMachine):
                 parent = node.parent
                 self.tree.detach(node)
                 node = parent
-            self.tree.sweep()
 
     @rule(which=st.integers(0, 100), more=PROMPTS)
     def extend(self, which, more):
@@ -67,7 +71,7 @@ class Prefixes(RuleBasedStateMachine):
     @rule(salt=SALTS, ids=PROMPTS)
     def look_up(self, salt, ids):
         tokens = pack_tokens(ids)
-        path = self.tree.walk(self.tree.root(salt), tokens)
+        path = find(self.tree, salt, tokens)
         agreed = path[-1][1] if path else 0
         if path:
             node = path[-1][0]
@@ -92,12 +96,28 @@ TestPrefixes = Prefixes.TestCase
 def test_nothing_is_found_across_roots(ids, other):
     tree: PrefixTree[str] = PrefixTree(PAGE)
     grow(tree, "one tenant", ids, "x")
-    assert tree.walk(tree.root("another"), pack_tokens(other)) == []
+    assert tree.roots("another", pack_tokens(other)) == {}
+
+
+def test_a_prompt_is_looked_up_in_all_places_at_once():
+    tree: PrefixTree[str] = PrefixTree(PAGE)
+    nodes = [tree.attach(tree.root(place, "x"), 0, pack_tokens([1, 2, place]), "") for place in (1, 2)]
+    tree.attach(tree.root(3, "x"), 0, pack_tokens([3, 2]), "")
+    roots = tree.roots("x", pack_tokens([1, 2, 2]))
+    assert [tree.walk(roots[place], pack_tokens([1, 2, 2])) for place in (1, 2)] == [
+        [(nodes[0], 2)],
+        [(nodes[1], 3)],
+    ]
+    assert set(roots) == {1, 2}
+    tree.detach(nodes[0])
+    tree.check_integrity()
+    assert set(tree.roots("x", pack_tokens([1, 2]))) == {2}
+    assert tree.roots("x", pack_tokens([1])) == {}
 
 
 def test_the_second_prompt_of_a_kind_is_found_once_the_first_has_gone():
     tree: PrefixTree[str] = PrefixTree(PAGE)
-    root, tokens = tree.root(""), pack_tokens([1, 2, 3, 4])
+    root, tokens = tree.root(1, ""), pack_tokens([1, 2, 3, 4])
     first = tree.attach(root, 0, tokens, "first")
     second = tree.attach(root, 0, tokens, "second")
     assert tree.walk(root, tokens) == [(first, 4)]
@@ -109,7 +129,7 @@ def test_the_second_prompt_of_a_kind_is_found_once_the_first_has_gone():
 
 def test_a_node_may_be_split_at_its_end():
     tree: PrefixTree[str] = PrefixTree(PAGE)
-    node = tree.attach(tree.root(""), 0, pack_tokens([1, 2, 3, 4]), "a")
+    node = tree.attach(tree.root(1, ""), 0, pack_tokens([1, 2, 3, 4]), "a")
     upper = tree.split(node, 4, "b")
     assert (node.start, node.tokens, node.parent) == (4, b"", upper)
-    assert tree.walk(tree.root(""), pack_tokens([1, 2, 3, 4, 5, 6])) == [(upper, 4)]
+    assert find(tree, "", pack_tokens([1, 2, 3, 4, 5, 6])) == [(upper, 4)]
