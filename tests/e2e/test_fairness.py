@@ -15,14 +15,14 @@ MS = 1_000_000
 SLICE_NS = 20 * MS
 PLACES = 4  # in the batches of all devices
 MANY = 16 * PLACES  # slices: more than any device should let others have without one of its own
-LENGTH = 480  # tokens of an answer that is not meant to end
+LENGTH = 1000  # tokens of an answer that is not meant to end
 pytestmark = pytest.mark.slow
 
 CONFIG = """
 [[models]]
 path = "dummy:tiny"
 name = "tiny"
-max_model_len = 512
+max_model_len = 1024
 dtype = "float32"
 {devices}
 [scheduler]
@@ -36,7 +36,7 @@ host = "4MiB"
 [prefix_cache]
 enabled = false
 """
-DEVICE = '[[devices]]\nname = "cpu:{number}"\nmemory = "32MiB"\nthreads = 1\n'
+DEVICE = '[[devices]]\nname = "cpu:{number}"\nmemory = "64MiB"\nthreads = 1\n'
 TENANTS = {
     "light": {"weight": 1.0},
     "heavy": {"weight": 2.0},
@@ -65,8 +65,8 @@ def slices(model: LiveModel) -> list[SliceRecord]:
 
 def test_backlogged_tenants_are_served_by_weight(server: Server) -> None:
     with (
-        closing(server.complete("light", n=12, max_tokens=LENGTH)),
-        closing(server.complete("heavy", n=20, max_tokens=LENGTH)),
+        closing(server.complete("light", n=4 * PLACES, max_tokens=LENGTH)),
+        closing(server.complete("heavy", n=8 * PLACES, max_tokens=LENGTH)),
     ):
         check_shares(server, {"light": 1.0, "heavy": 2.0}, SLICE_NS)
     server.wait_idle()
@@ -74,7 +74,7 @@ def test_backlogged_tenants_are_served_by_weight(server: Server) -> None:
 
 def test_many_prompts_buy_nothing(server: Server) -> None:
     with (
-        closing(server.complete("one", n=2 * PLACES, max_tokens=LENGTH)),
+        closing(server.complete("one", n=4 * PLACES, max_tokens=LENGTH)),
         closing(server.complete("many", n=100, max_tokens=LENGTH)),
     ):
         check_shares(server, {"one": 1.0, "many": 1.0}, SLICE_NS)
@@ -106,7 +106,8 @@ def test_a_flood_of_short_prompts_delays_nobody_by_more_than_the_places(server: 
     assert len(prompts) == 6
     for records in prompts:
         for place, since_ns, until_ns in waits(records):
-            assert sum(since_ns < at_ns < until_ns for device, at_ns in begun if device == place) <= PLACES
+            num_before = sum(since_ns < at_ns < until_ns for device, at_ns in begun if device == place)
+            assert num_before <= PLACES // len(model.devices)
 
 
 def test_no_device_idles_while_work_waits(server: Server) -> None:
