@@ -1,10 +1,10 @@
 """The context store as prompts see it that may share prefixes."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from itertools import islice
 
 from engine.memory.context import Context
-from engine.memory.prefix_cache import Prefix
+from engine.memory.prefix_cache import NOWHERE, Prefix
 from engine.memory.store_base import StoreBase
 from engine.messages import Move
 
@@ -16,12 +16,11 @@ class PrefixStore(StoreBase):
     """A store whose contexts may begin where others end, and stay when their prompts have ended. Without
     `shares_prefixes`, each is a prompt's own."""
 
-    def find_prefix(self, pool_id: int, salt: Hashable, tokens: bytes) -> Prefix:
-        """How much of a prompt is computed on the device of this pool, of prompts with the same salt.
-        `tokens` (`prefix_tree.pack_tokens`) are the prompt's but for the last: that is always computed."""
-        if self._prefixes is None:
-            return Prefix()
-        return self._prefixes.find(pool_id, salt, tokens)
+    def find_prefixes(self, salt: Hashable, tokens: bytes) -> Mapping[int, Prefix]:
+        """How much of a prompt is computed, by the pool of each device where something begins as it does, of
+        prompts with the same salt. `tokens` (`prefix_tree.pack_tokens`) are the prompt's but for the last:
+        that is always computed."""
+        return NOWHERE if self._prefixes is None else self._prefixes.find(salt, tokens)
 
     def join(self, context: Context, pool_id: int, salt: Hashable, tokens: bytes, prefix: Prefix) -> Context:
         """The prompt of an empty context goes on from a prefix that was just found on this device, and can be
