@@ -113,11 +113,15 @@ class Planner:
         a context had to be dropped, which makes room."""
         passed_over: list[Prompt] = []
         deferred: list[Prompt] = []
+        held_back: list[Prompt] = []
         while self.devices.up and (prompt := self.waiting.next(now_ns)) is not None:
             if prompt.context.node is None and self.prefixes.is_worth_waiting(prompt):
                 deferred.append(prompt)
                 if len(deferred) == MAX_DEFERRED:
                     break
+                continue
+            if self._preemption.dropped.hold_back(prompt, self.waiting.prompts.values()):
+                held_back.append(prompt)
                 continue
             if self._run(prompt, now_ns):
                 continue
@@ -126,7 +130,7 @@ class Planner:
                 break
             if prompt.turn is None:
                 self._preemption.claim_room(prompt, now_ns)
-        for prompt in (*passed_over, *deferred):
+        for prompt in (*passed_over, *deferred, *held_back):
             self.waiting.put_back(prompt, now_ns)
         self.num_deferred = len(deferred)
         if not passed_over or self.policy.recomputes:

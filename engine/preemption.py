@@ -2,6 +2,7 @@
 
 from engine.device import Device
 from engine.devices import Devices
+from engine.dropped import Dropped
 from engine.fairness.policy import Policy
 from engine.memory.store import ContextStore
 from engine.prompt import Prompt
@@ -16,6 +17,7 @@ class Preemption:
         self, policy: Policy, store: ContextStore, waiting: Waiting, turns: Turns, devices: Devices
     ) -> None:
         self.claims: dict[Device, int] = {}
+        self.dropped = Dropped()
         self._policy = policy
         self._store = store
         self._waiting = waiting
@@ -27,6 +29,7 @@ class Preemption:
     def begin_plan(self) -> None:
         """Nobody has claimed anything yet."""
         self.claims.clear()
+        self.dropped.begin_plan()
         self._victims.clear()
         self._refused.clear()
 
@@ -91,7 +94,9 @@ class Preemption:
             if not prompt.context.is_running and prompt.context.would_be_lost(up)
         ]
         if idle:
-            context = max(idle, key=lambda prompt: prompt.task.serial).context
+            youngest = max(idle, key=lambda prompt: prompt.task.serial)
+            self.dropped.add(youngest)
+            context = youngest.context
             if context.is_dirty:
                 self._store.drop(context)
             else:
