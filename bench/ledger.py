@@ -13,7 +13,7 @@ import gc
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 from bench.report import print_rows
@@ -84,8 +84,8 @@ class Ledger:
         return sum(pool.num_pages for pool in (*self.store.tiers.values(), *self.store.local_pools.values()))
 
 
-def time_slices(ledger: Ledger, repeat: int) -> list[int]:
-    """Nanoseconds to take one batch off and the next on."""
+def time_slices(ledger: Ledger, repeat: int) -> list[tuple[int, int, int]]:
+    """Nanoseconds to take one batch off and the next on: to stop, to mirror, to prepare."""
     order = ledger.random.sample(ledger.contexts, BATCH * (repeat + 1))
     batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
     for context in batches[0]:
@@ -94,7 +94,7 @@ def time_slices(ledger: Ledger, repeat: int) -> list[int]:
     for before, after in pairwise(batches):
         for context in before:
             context.computed += 20
-        times.append(timed(lambda b=before, a=after: switch(ledger, b, a)))
+        times.append(switch(ledger, before, after))
         for move_id in list(ledger.store._moves._open):
             ledger.store.finish_move(move_id, 1)
     for context in batches[-1]:
@@ -102,12 +102,16 @@ def time_slices(ledger: Ledger, repeat: int) -> list[int]:
     return times
 
 
-def switch(ledger: Ledger, before: list[Context], after: list[Context]) -> None:
+def switch(ledger: Ledger, before: list[Context], after: list[Context]) -> tuple[int, int, int]:
+    began_ns = time.thread_time_ns()
     for context in before:
         ledger.store.stop(context)
+    stopped_ns = time.thread_time_ns()
     ledger.store.mirror_idle(LOCAL)
+    mirrored_ns = time.thread_time_ns()
     for context in after:
         ledger.prepare(context, context.computed + 64)
+    return stopped_ns - began_ns, mirrored_ns - stopped_ns, time.thread_time_ns() - mirrored_ns
 
 
 def time_reclaims(ledger: Ledger, repeat: int) -> list[int]:
@@ -148,14 +152,16 @@ def main() -> None:
         gc.freeze()  # as in an engine that runs for long
         beside = f"{ledger.num_pages:,} pages, {NUM_CONTEXTS:,} contexts, {name}"
         slices = time_slices(ledger, options.repeat)
-        rows.append((f"switch a slice of {BATCH}", _median(slices), f"limit 1 ms; {beside}"))
+        rows.append((f"switch a slice of {BATCH}", _median(map(sum, slices)), f"limit 1 ms; {beside}"))
+        for name, times in zip(("stop", "mirror", "prepare"), zip(*slices, strict=True), strict=True):
+            rows.append((f"  of it: {name}", _median(times), ""))
         reclaims = time_reclaims(ledger, options.repeat)
         rows.append((f"reclaim {RECLAIMED_PAGES:,} pages", _median(reclaims), f"limit 3 ms; {beside}"))
         ledger.store.check_integrity()
     print_rows(("what", "median", "beside"), rows)
 
 
-def _median(times: list[int]) -> str:
+def _median(times: Iterable[int]) -> str:
     return f"{statistics.median(times) / 1e6:.2f} ms"
 
 

@@ -49,7 +49,7 @@ class JoinedMoves:
             context.moves_in_flight += 1
         joined.src_pages += src_pages
         joined.dst_pages += dst_pages
-        if relocations:
+        if relocations is not None:
             joined.relocations += relocations
         if len(joined.src_pages) >= self._full:
             self._start(way)

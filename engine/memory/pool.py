@@ -130,7 +130,7 @@ class PagePool:
         self.num_free -= count
         self.num_used += count
         self.changed.add(self.pool_id)
-        added = no_pages()
+        added: Pages | None = None
         if extents and count:
             last = extents[-1]
             segment = last.segment
@@ -144,9 +144,9 @@ class PagePool:
             extent = Extent(segment, pages, holder)
             segment.extents[extent] = None
             extents.append(extent)
-            added = added + pages if added else pages
+            added = pages if added is None else added + pages
             count -= len(pages)
-        return added
+        return added if added is not None else no_pages()
 
     def copies(self, extents: Iterable[Extent]) -> list[tuple[Extent, list[Extent]]]:
         """Take new places for the pages of these extents, each for its holder; returns old and new. The
