@@ -118,9 +118,9 @@ class TimedGrammars(Grammars):
         self._grammars = grammars
         self.times_ms: list[float] = []
 
-    def next_bits(self, rows: Sequence[StepRow]) -> torch.Tensor:
+    def next_bits(self, rows: Sequence[StepRow], *, pinned: bool = False) -> torch.Tensor:
         begin_s = time.perf_counter()
-        bits = self._grammars.next_bits(rows)
+        bits = self._grammars.next_bits(rows, pinned=pinned)
         self.times_ms.append((time.perf_counter() - begin_s) * 1e3)
         return bits
 

@@ -243,9 +243,7 @@ class CudaExecutor:
 
     def _grammar_bits(self, rows: Sequence[StepRow]) -> torch.Tensor:
         assert self._grammars is not None, "a row with a grammar was started without a tokenizer"
-        bits = self._grammars.next_bits(rows)
-        if self._step.device.type == "cuda":
-            bits = bits.pin_memory()
+        bits = self._grammars.next_bits(rows, pinned=self._step.device.type == "cuda")
         return bits.to(self._step.device, non_blocking=True)
 
     def _launched(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import llguidance
 import llguidance.hf
-import numpy as np
 import torch
 from llguidance.numpy import fill_next_token_bitmask_par
 from transformers import PreTrainedTokenizerFast
@@ -50,15 +49,18 @@ class Grammars:
         """Raise `BadGrammar` unless the grammar compiles."""
         self._matcher(grammar)
 
-    def next_bits(self, rows: Sequence[StepRow]) -> torch.Tensor:
-        """Tokens that may come next in each row: int32 `[rows, ceil(vocab / 32)]`, lowest bit first.
+    def next_bits(self, rows: Sequence[StepRow], *, pinned: bool = False) -> torch.Tensor:
+        """Tokens that may come next in each row: int32 `[rows, ceil(vocab / 32)]`, lowest bit first, in host
+        memory, from which a GPU can read it at once if it is `pinned`.
 
         A grammar that is complete, or that the output has left, allows the end tokens alone.
         """
-        bits = np.zeros((len(rows), self._num_words), dtype=np.int32)
+        bits = torch.empty(len(rows), self._num_words, dtype=torch.int32, pin_memory=pinned)
+        found = bits.numpy()
+        found.fill(0)
         matchers = [(self._advanced(step.row), i) for i, step in enumerate(rows)]
-        fill_next_token_bitmask_par(self._threads, matchers, bits)
-        return torch.from_numpy(bits)
+        fill_next_token_bitmask_par(self._threads, matchers, found)
+        return bits
 
     def _advanced(self, row: Row) -> llguidance.LLMatcher:
         state = self._matchers.get(row.slot)

@@ -25,8 +25,8 @@ class PendingGrammars(Grammars):
     def check(self, grammar: Grammar) -> None:
         self._made.result().check(grammar)
 
-    def next_bits(self, rows: Sequence[StepRow]) -> torch.Tensor:
-        return self._made.result().next_bits(rows)
+    def next_bits(self, rows: Sequence[StepRow], *, pinned: bool = False) -> torch.Tensor:
+        return self._made.result().next_bits(rows, pinned=pinned)
 
     def _make(self, card: ModelCard) -> None:
         try:

@@ -76,7 +76,7 @@ class InterpretedScheduler(Scheduler):
 class TurnsOfParity:
     """Stands in for `grammar.Grammars`: after an even number of tokens an even one must come, else an odd."""
 
-    def next_bits(self, rows: list[StepRow]) -> torch.Tensor:
+    def next_bits(self, rows: list[StepRow], *, pinned: bool) -> torch.Tensor:
         bits = torch.zeros(len(rows), -(-VOCAB // 32), dtype=torch.int32)
         for i, step in enumerate(rows):
             is_odd = (len(step.row.history) - step.row.num_prompt) % 2
