@@ -21,7 +21,7 @@ from engine.model_runner.batch import StepRow
 from engine.model_runner.cpu_attention import CpuPool, Slots, split_by_length
 
 KEY_BLOCK = 64
-QUERY_ROWS = 8
+QUERY_ROWS = 4
 _SLICE_TOKENS = 32  # queries of a chunk that attend at once: bounds what their scores take
 
 

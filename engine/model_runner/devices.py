@@ -15,6 +15,7 @@ from engine.memory.transfer_cpu import CpuTransfers
 from engine.messages import Attach, Load, PoolSpec
 from engine.model_runner.batch import Executor
 from engine.model_runner.cpu_executor import CpuExecutor
+from engine.model_runner.families import check_deterministic
 from engine.model_runner.grammar import Grammars
 from engine.model_runner.loading import LoadedModel
 from engine.model_runner.scratch import Scratch
@@ -184,6 +185,8 @@ class CpuDevice:
         grammars: Grammars | None,
         on_progress: OnProgress,
     ) -> Executor:
+        if load.deterministic:
+            check_deterministic(loaded.config)
         return CpuExecutor(
             loaded.model,
             layout,

@@ -108,8 +108,8 @@ def kv_windows(config: PretrainedConfig) -> Windows:
 
 
 def check_deterministic(config: PretrainedConfig) -> None:
-    """Raises `UnsupportedModel` if the model cannot be served on a GPU so that no token depends on others of
-    the batch."""
+    """Raises `UnsupportedModel` if the model cannot be served so that no token depends on others of the
+    batch."""
     model_type = text_config(config).model_type
     if model_type in _MIXTURES:
         raise UnsupportedModel(

@@ -1,12 +1,19 @@
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from engine.memory.page import make_layout
 from engine.memory.regions import create_region
-from engine.messages import Attach, PoolSpec
+from engine.messages import Attach, Load, PoolSpec
 from engine.model_runner.devices import DeviceError, map_host_pools, open_device, page_view
+from engine.model_runner.families import UnsupportedModel
+from engine.model_runner.families import layout as layout_of
+from engine.model_runner.loading import load_model
+from engine.model_runner.scratch import Scratch
+from engine.model_runner.sources.progress import ignore_progress
+from tests.engine.model_runner.tiny import PAGE_TOKENS, tiny_config
 
 
 def spec(pool: int, num_pages: int, *, kind: str = "cpu", region: int | None = 0) -> PoolSpec:
@@ -58,3 +65,25 @@ def test_a_cpu_names_the_pools_that_it_cannot_reach() -> None:
 def test_a_gpu_that_is_not_there_is_named() -> None:
     with pytest.raises(DeviceError, match=r"^cuda:1: torch finds no NVIDIA GPU here$"):
         open_device("cuda:1", threads=1)
+
+
+def test_a_deterministic_mixture_of_experts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(tiny_config("mixtral", vocab_size=320).to_json_string())
+    source = f"dummy:{tmp_path}"
+    load = Load(
+        model="tiny",
+        source=source,
+        device="cpu",
+        dtype=None,
+        page_tokens=PAGE_TOKENS,
+        max_model_len=64,
+        max_batch=4,
+        max_step_tokens=32,
+        deterministic=True,
+    )
+    device = open_device("cpu", threads=1)
+    loaded = load_model(source, device="cpu", max_model_len=64)
+    layout = layout_of(loaded.config, PAGE_TOKENS, torch.float32)
+    pool = Scratch(layout, 1, 16).pool(torch.float32, device.place)
+    with pytest.raises(UnsupportedModel, match="mixtral cannot be deterministic"):
+        device.make_executor(loaded, layout, pool, load, None, ignore_progress)
