@@ -152,14 +152,16 @@ class PagePool:
         """Take new places for the pages of these extents, each for its holder; returns old and new. The
         caller has looked at `num_free`."""
         pairs: list[tuple[Extent, list[Extent]]] = []
+        segment = self._lowest()
+        self.changed.add(self.pool_id)
         for old in extents:
-            count, segment = len(old.pages), self._lowest()
+            count = len(old.pages)
             if len(segment.free) < count:
                 pairs.append((old, self.allocate(count, old.holder)))
+                segment = self._lowest() if self.num_free else segment
                 continue
             self.num_free -= count
             self.num_used += count
-            self.changed.add(self.pool_id)
             new = Extent(segment, segment.take(count), old.holder)
             segment.extents[new] = None
             pairs.append((old, [new]))

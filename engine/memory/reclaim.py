@@ -61,7 +61,6 @@ class Reclaim:
         self.cache: Cache | None = None
         self._recalled: dict[tuple[int, int], None] = {}  # (pool id, segment)
         self._has_lost = False  # something that was found to be in the way may have been given up since
-        self._runners: dict[tuple[int | None, int], int | None] = {}  # (home, pool id) -> who moves
 
     def recall(self, pool_id: int, segments: list[int]) -> None:
         """Give out no page of these segments any more."""
@@ -95,7 +94,6 @@ class Reclaim:
         """Get everybody out who has no move in flight, now or with the moves returned: each with the local
         pool of its runner. If there is room for all, so many contexts share a move as fill one; else they go
         one by one, the oldest first."""
-        self._runners.clear()
         self._has_lost = False
         found = [(c, extents) for c, extents in self._contexts() if not self._losses.drop_mirror(c)]
         if not found or not runners:
@@ -107,10 +105,11 @@ class Reclaim:
         portions: dict[tuple[int | None, PagePool], _Portion] = {}
         for context, extents in found:
             for pool, own in _by_pool(extents):
-                way = self._choose_runner(context, pool.pool_id, runners), pool
+                way = context.home, pool
                 portion = portions.get(way)
                 if portion is None:
-                    portion = portions[way] = _Portion(*way)
+                    runner = self._choose_runner(context.home, pool.pool_id, runners)
+                    portion = portions[way] = _Portion(runner, pool)
                 portion.add(context, own)
                 if portion.num_pages >= limit:
                     moves += self._empty(portions.pop(way))
@@ -192,13 +191,10 @@ class Reclaim:
     def _make_room(self, runner: int, count: int, context: Context) -> bool:
         return self.cache is not None and self.cache.make_room_in_tiers(runner, count, context)
 
-    def _choose_runner(self, context: Context, pool_id: int, runners: list[int]) -> int | None:
-        """The context's own runner if it works and reaches the pool, else another that does."""
-        key = (context.home, pool_id)
-        if key not in self._runners:
-            able = [runner for runner in runners if self._mirrors.placement.reaches(runner, pool_id)]
-            self._runners[key] = context.home if context.home in able else able[0] if able else None
-        return self._runners[key]
+    def _choose_runner(self, home: int | None, pool_id: int, runners: list[int]) -> int | None:
+        """The runner where the context is if it works and reaches the pool, else another that does."""
+        able = [runner for runner in runners if self._mirrors.placement.reaches(runner, pool_id)]
+        return home if home in able else able[0] if able else None
 
 
 def _num_pages(extents: list[Extent]) -> int:
