@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from engine.device import Device
 from engine.devices import Devices
-from engine.memory.prefix_cache import NOTHING, NOWHERE, Prefix
+from engine.memory.prefix_search import NOTHING, NOWHERE, Prefix
 from engine.memory.prefix_tree import TOKEN_BYTES
 from engine.memory.store import ContextStore
 from engine.prompt import Prompt

@@ -9,33 +9,15 @@ a prompt needs does, the least recently used first, and children before their pa
 What may be found is asked for by device: a context is in the index of the device where it runs or ran last.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable
 
 from engine.memory.context import Context
 from engine.memory.local_copies import LocalCopies
 from engine.memory.losses import Losses
 from engine.memory.mirrors import Mirrors
 from engine.memory.page import PageLayout
-from engine.memory.prefix_tree import TOKEN_BYTES, PrefixNode, PrefixTree
-
-MAX_GENERATIONS = 64  # contexts that one may go through: what is done with it costs by each of them
-
-
-@dataclass(frozen=True, slots=True)
-class Prefix:
-    """What of a prompt is computed: positions before `end`, in `context` (None: nothing) and its ancestors.
-
-    `num_coming` more tokens are being computed, or on the move, and will be there soon.
-    """
-
-    context: Context | None = None
-    end: int = 0
-    num_coming: int = 0
-
-
-NOTHING = Prefix()
-NOWHERE: Mapping[int, Prefix] = {}
+from engine.memory.prefix_search import Prefix, PrefixSearch, is_taken_over
+from engine.memory.prefix_tree import TOKEN_BYTES, PrefixTree
 
 
 class PrefixCache:
@@ -53,7 +35,6 @@ class PrefixCache:
         close_context: Callable[[Context], None],
     ) -> None:
         self._page_tokens = layout.page_tokens
-        self._layout = layout
         self._local = local
         self._mirrors = mirrors
         self._losses = losses
@@ -61,65 +42,9 @@ class PrefixCache:
         self._open_context = open_context
         self._close_context = close_context
         self._tree: PrefixTree[Context] = PrefixTree(layout.page_tokens)
+        self.search = PrefixSearch(layout, self._tree)
         self._cached: dict[Context, None] = {}  # least recently used first
-        self._windowed = [group for group, layers in enumerate(layout.groups) if layers.window is not None]
         local.cache = losses.cache = self
-
-    # ------------------------------------------------------------------ finding
-
-    def find(self, salt: Hashable, tokens: bytes) -> Mapping[int, Prefix]:
-        """How much of a prompt devices have, by pool, where it is anything; `tokens` are those that may be
-        read."""
-        roots = self._tree.roots(salt, tokens)
-        return {pool_id: self._best(root, tokens) for pool_id, root in roots.items()} if roots else NOWHERE
-
-    def _best(self, root: PrefixNode[Context], tokens: bytes) -> Prefix:
-        """The most that there is below this root."""
-        best: Context | None = None
-        end = agreed = 0
-        is_coming = False
-        for node, agreed in self._tree.walk(root, tokens)[:MAX_GENERATIONS]:
-            context = node.owner
-            assert context is not None
-            usable = min(agreed, context.computed)
-            border = agreed if self._is_taken_over(context, agreed) else self._border(usable)
-            if border > node.start and self._can_begin_at(context, border):
-                best, end = context, border
-            is_coming = self._is_coming(context, border, agreed)
-            if usable < node.end:
-                break
-        return Prefix(best, end, max(0, self._border(agreed) - end) if is_coming else 0)
-
-    def _is_coming(self, context: Context, border: int, agreed: int) -> bool:
-        """Whether more of the context may be had soon: once it is computed, if windows do not move past it
-        meanwhile, or once it has stopped moving."""
-        if context.computed < agreed:
-            return context.is_running and not self._windowed
-        return context.moves_in_flight > 0 and self._has_windows(context, border)
-
-    def _border(self, position: int) -> int:
-        return position - position % self._page_tokens
-
-    def _is_taken_over(self, context: Context, agreed: int) -> bool:
-        """Whether a prompt that agrees up to this position can go on with the context itself."""
-        return context.is_cached and not context.children and agreed == context.computed
-
-    def _can_begin_at(self, context: Context, position: int) -> bool:
-        """Whether another can begin there: it is, or can be made, the end of a context, and those up to there
-        have what the windows need."""
-        has_to_be_split = context.is_growing or position < context.computed
-        return not (has_to_be_split and context.moves_in_flight) and self._has_windows(context, position)
-
-    def _has_windows(self, context: Context, position: int) -> bool:
-        for group in self._windowed:
-            first = self._layout.first_live_page(group, position)
-            for each in (context, *context.ancestors()):
-                start = each.start // self._page_tokens
-                if each.groups[group].live_from > max(first, start):
-                    return False
-                if start <= first:
-                    break
-        return True
 
     # ------------------------------------------------------------------ prompts come and go
 
@@ -127,7 +52,7 @@ class PrefixCache:
         """The prompt of `context`, which is empty, goes on from `prefix`, just found, on the device of this
         pool. Returns the context that is the prompt's from now on."""
         parent = prefix.context
-        if parent is not None and self._is_taken_over(parent, prefix.end):
+        if parent is not None and is_taken_over(parent, prefix.end):
             self._close_context(context)
             return self._take_over(parent, tokens)
         context.salt, context.indexed_at = salt, pool_id
@@ -276,7 +201,7 @@ class PrefixCache:
         """A retired context does not grow any more: it is cached, if something of it can be found."""
         node = context.node
         assert node is not None
-        is_useful = self._border(context.computed) > context.start
+        is_useful = self.search.border(context.computed) > context.start
         if is_useful:
             own = (context.computed - context.start) * TOKEN_BYTES
             self._tree.extend(node, node.tokens[:own])
@@ -347,7 +272,7 @@ class PrefixCache:
         if context.is_growing:
             return
         self._let_begin_again(context)
-        if self._border(context.computed) <= context.start:
+        if self.search.border(context.computed) <= context.start:
             self._close_context(context)
         else:
             assert context.node is not None

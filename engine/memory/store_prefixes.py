@@ -4,7 +4,7 @@ from collections.abc import Hashable, Mapping
 from itertools import islice
 
 from engine.memory.context import Context
-from engine.memory.prefix_cache import NOWHERE, Prefix
+from engine.memory.prefix_search import NOWHERE, Prefix
 from engine.memory.store_base import StoreBase
 from engine.messages import Move
 
@@ -20,7 +20,7 @@ class PrefixStore(StoreBase):
         """How much of a prompt is computed, by the pool of each device where something begins as it does, of
         prompts with the same salt. `tokens` (`prefix_tree.pack_tokens`) are the prompt's but for the last:
         that is always computed."""
-        return NOWHERE if self._prefixes is None else self._prefixes.find(salt, tokens)
+        return NOWHERE if self._prefixes is None else self._prefixes.search.find(salt, tokens)
 
     def join(self, context: Context, pool_id: int, salt: Hashable, tokens: bytes, prefix: Prefix) -> Context:
         """The prompt of an empty context goes on from a prefix that was just found on this device, and can be

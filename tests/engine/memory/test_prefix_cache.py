@@ -8,7 +8,7 @@ import pytest
 
 from engine.memory.context import Context
 from engine.memory.pool import PagePool
-from engine.memory.prefix_cache import NOTHING, Prefix
+from engine.memory.prefix_search import NOTHING, Prefix
 from engine.memory.prefix_tree import TOKEN_BYTES, pack_tokens
 from engine.memory.store import ContextStore
 from engine.messages import Move
