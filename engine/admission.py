@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 from engine.config import QueueConfig
 from engine.messages import PromptSpec, RateState, Submit, TenantLimits
+from engine.prompt import expected_tokens
 from engine.token_bucket import TokenBucket
 
 NO_LIMITS = TenantLimits()
 NS_PER_S = 1_000_000_000
-UNSET_ANSWER_TOKENS = 1024  # an answer without a length of its own counts so much, until it is longer
 
 
 class Refusal(Exception):
@@ -202,8 +202,4 @@ def _longest(spec: PromptSpec) -> int:
 
 
 def _counted(spec: PromptSpec) -> int:
-    """A context at its longest; where its answer has any length, an estimate: few fill the context."""
-    if not spec.sampling.is_open_ended:
-        return _longest(spec)
-    answer_tokens = min(spec.sampling.max_tokens, UNSET_ANSWER_TOKENS)
-    return max(_context(spec), len(spec.input_ids) + answer_tokens)
+    return expected_tokens(len(spec.input_ids), len(spec.output_ids), spec.sampling)

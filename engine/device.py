@@ -42,6 +42,7 @@ class Device:
     name: str
     pool_id: int
     max_batch: int
+    max_context_tokens: int  # the longest that its pool holds
     cost: CostModel
     step_ns: float  # of a decode step with the batch of now: a moving average
     is_up: bool = True
@@ -61,6 +62,10 @@ class Device:
     @property
     def num_slots_free(self) -> int:
         return self.max_batch - len(self.running)
+
+    def can_hold(self, prompt: Prompt) -> bool:
+        """Whether the prompt's context fits here as long as it is expected to become."""
+        return prompt.expected_tokens <= self.max_context_tokens
 
     def observe_step(self, step_ns: int, idle_ns: int, *, is_decode: bool) -> None:
         """Account for a step; decode steps set the pace by which slices are measured out."""

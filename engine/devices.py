@@ -13,6 +13,7 @@ from sortedcontainers import SortedList
 from engine.device import Device
 from engine.memory.context import Context
 from engine.memory.store import ContextStore
+from engine.prompt import Prompt
 
 
 class _Entry(NamedTuple):
@@ -31,9 +32,11 @@ class Devices:
     def __init__(self, store: ContextStore, *, reserve: float) -> None:
         self.up: dict[int, Device] = {}  # those that work, by pool id
         self._store = store
+        self._pools = store.local_pools
         self._reserve = reserve
         self._serials: dict[Device, int] = {}  # in order of their coming
         self._by_pool: dict[int, Device] = {}
+        self._narrowest_tokens = 0  # the shortest of the contexts that devices which are up can hold
         self._touched: dict[Device, None] = {}
         self._unfiled: dict[Device, None] = {}  # that may have another place in the orders now
         self._entries: dict[Device, _Entry] = {}  # of those that are up
@@ -48,13 +51,22 @@ class Devices:
         device.is_up = True
         self._serials.setdefault(device, len(self._serials))
         self._by_pool[device.pool_id] = self.up[device.pool_id] = device
+        self._measure()
         self.touch(device)
 
     def go(self, device: Device) -> None:
         """The device's runner is gone."""
         device.is_up = False
         self.up.pop(device.pool_id, None)
+        self._measure()
         self.touch(device)
+
+    def _measure(self) -> None:
+        self._narrowest_tokens = min((device.max_context_tokens for device in self.up.values()), default=0)
+
+    def can_all_hold(self, prompt: Prompt) -> bool:
+        """Whether the prompt's context fits wherever there is a device that is up."""
+        return prompt.expected_tokens <= self._narrowest_tokens
 
     def home_of(self, context: Context) -> Device | None:
         """The device that has the context's pages, or had them last, if it is up."""
@@ -90,12 +102,17 @@ class Devices:
 
     def reserve_pages(self, device: Device) -> int:
         """Pages of the device's pool that are for those who run there."""
-        return round(self._reserve * self._store.local_pools[device.pool_id].num_usable)
+        return round(self._reserve * self._pools[device.pool_id].num_usable)
 
     def least_busy(self) -> Device | None:
         """The device on which the fewest prompts run; None if none is up."""
         self._file()
         return self._by_load[0][2] if self._by_load else None
+
+    def least_busy_for(self, prompt: Prompt) -> Device | None:
+        """Of those that can hold the prompt."""
+        self._file()
+        return next((device for _, _, device in self._by_load if device.can_hold(prompt)), None)
 
     def are_all_busy(self) -> bool:
         """Whether something runs on each that is up."""

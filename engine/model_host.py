@@ -75,6 +75,8 @@ class ModelHost:
         self._links = links
         self._pools: PoolTable | None = None
         self._mappings: Mappings | None = None
+        self._model_len = 0  # the longest context that the model, or its configuration, allows
+        self._limits: dict[str, int] = {}  # the longest that each device can hold, of those that were loaded
         self._ready: set[str] = set()
         self._faulted: set[str] = set()  # devices whose pool must not be trusted
         self._failure: str | None = None
@@ -83,8 +85,11 @@ class ModelHost:
 
     @property
     def is_ready(self) -> bool:
-        """Whether some runner can serve; a model that was ready keeps its queue while runners restart."""
-        return self.card is not None and self.scheduler is not None
+        """Whether some runner can serve, and what is too long for all devices is known; a model that was
+        ready keeps its queue while runners restart."""
+        if self.card is None or self.scheduler is None:
+            return False
+        return self.card.max_model_len == self._model_len or len(self._limits) == len(self._devices)
 
     async def run(self) -> None:
         """Keep a runner on every device, until cancelled. Raises CannotServe."""
@@ -204,18 +209,21 @@ class ModelHost:
                 self._pools = PoolTable(self._config, loaded.layout, self._pool_ids)
                 self._mappings = Mappings(self._pools, self.runners)
             self._pools.add_local(device, num_models_on(self._config, device), loaded.free_bytes)
-            limit = self._pools.context_limit(
+            self._limits[device.name] = self._pools.context_limit(
                 device.name, self._model.max_model_len, loaded.card.max_model_len
             )
         except (RegionError, PoolTooSmall) as error:
             self._failure = str(error)
             runner.send(Shutdown())
             return
-        if self.card is None or limit < self.card.max_model_len:
-            self.card = msgspec.structs.replace(loaded.card, max_model_len=limit)
-            self._complete_card()
+        self._model_len = loaded.card.max_model_len
+        card = self.card or loaded.card
+        self.card = msgspec.structs.replace(card, max_model_len=max(self._limits.values()))
+        self._complete_card()
         assert self._mappings is not None
         self._mappings.start(device.name)
+        if self.is_ready:
+            self._on_change()  # longer contexts may be possible now
 
     def _complete_card(self) -> None:
         """Add to the card what a runner may find out before it or after it."""
@@ -247,8 +255,7 @@ class ModelHost:
         if somebody wishes."""
         assert self._pools is not None
         assert self.scheduler is not None
-        assert self.card is not None
-        region = self._pools.region_of(self.name, device.name, self.card.max_model_len)
+        region = self._pools.region_of(self.name, device.name, self._limits[device.name])
         if region.name in self._lenders.regions or not held.descriptors:
             return
         num_bytes = region.num_bytes if device.lend is None else device.lend
@@ -277,7 +284,6 @@ class ModelHost:
 
     def _make_scheduler(self) -> Scheduler:
         assert self._pools is not None
-        assert self.card is not None
         config = self._config.scheduler
         shares_prefixes = self._config.prefix_cache.enabled
         placement = Placement(self._links)
@@ -290,7 +296,7 @@ class ModelHost:
             gap_ns=_ns(config.gap_ms),
             floor_tokens_per_s=config.floor_tokens_per_s,
             first_slices=config.first_slices,
-            max_model_len=self.card.max_model_len,
+            max_model_len=self._model_len,
             reserve=self._config.memory.reserve,
         )
         policy = make_policy(config.policy, slice_ns=settings.slice_ns, granularity_ns=settings.min_slice_ns)

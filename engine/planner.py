@@ -114,6 +114,7 @@ class Planner:
         passed_over: list[Prompt] = []
         deferred: list[Prompt] = []
         held_back: list[Prompt] = []
+        num_unplaced = 0  # of those that would fit anywhere
         while self.devices.up and (prompt := self.waiting.next(now_ns)) is not None:
             if prompt.context.node is None and self.prefixes.is_worth_waiting(prompt):
                 deferred.append(prompt)
@@ -126,9 +127,10 @@ class Planner:
             if self._run(prompt, now_ns):
                 continue
             passed_over.append(prompt)
-            if not self.policy.rotates or len(passed_over) > MAX_PASSED_OVER:
+            num_unplaced += self.devices.can_all_hold(prompt)
+            if num_unplaced > (MAX_PASSED_OVER if self.policy.rotates else 0):
                 break
-            if prompt.turn is None:
+            if prompt.turn is None and self.policy.rotates:
                 self._preemption.claim_room(prompt, now_ns)
         for prompt in (*passed_over, *deferred, *held_back):
             self.waiting.put_back(prompt, now_ns)
@@ -143,6 +145,8 @@ class Planner:
             prompt.turn.is_expiring = not self.turns.extend(prompt)
             return not prompt.turn.is_expiring
         for device in self._places(prompt):
+            if not device.can_hold(prompt):
+                continue
             most_tokens = self._most_tokens(prompt, device, now_ns) if prompt.output_ids else None
             if self.turns.start(prompt, device, self._preemption.spare_pages(device), most_tokens):
                 return True

@@ -50,6 +50,10 @@ class Preemption:
         context = prompt.context
         device = self._devices.home_of(context) or self._devices.least_busy()
         assert device is not None
+        if not device.can_hold(prompt):
+            device = self._devices.least_busy_for(prompt)
+            if device is None:
+                return  # until one comes that can
         tenant = prompt.task.tenant
         if not is_due and (device, tenant) in self._refused:
             return

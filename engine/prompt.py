@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     from engine.device import Device
 
 
+UNSET_ANSWER_TOKENS = 1024  # an answer without a length of its own counts so much, until it is longer
+
+
+def expected_tokens(num_input: int, num_output: int, sampling: Sampling) -> int:
+    """A context at its longest; where its answer has any length, an estimate: few fill the context."""
+    if not sampling.is_open_ended:
+        return num_input + sampling.max_tokens
+    return num_input + max(num_output, min(sampling.max_tokens, UNSET_ANSWER_TOKENS))
+
+
 class Turn(Struct, eq=False):
     """The slices that a prompt runs through without a pause, on one device.
 
@@ -67,6 +77,12 @@ class Prompt:
     def num_tokens(self) -> int:
         """Tokens that are known: the context length once all are computed, and one more to feed."""
         return len(self.input_ids) + len(self.output_ids)
+
+    @property
+    def expected_tokens(self) -> int:
+        """The context length for which there has to be room; at least one more than is known."""
+        num_input, num_output = len(self.input_ids), len(self.output_ids)
+        return max(expected_tokens(num_input, num_output, self.sampling), num_input + num_output + 1)
 
     @property
     def has_first_token(self) -> bool:

@@ -116,7 +116,9 @@ class Scheduler:
         if device is None:
             self.store.add_local_pool(pool, name)
             step_ns = max(1.0, cost.step_ns + cost.decode_ns)
-            device = Device(name, pool.pool_id, max_batch, cost, step_ns)
+            layout, num_pages = self.store.layout, pool.num_pages - pool.first
+            holds_tokens = num_pages // len(layout.groups) * layout.page_tokens
+            device = Device(name, pool.pool_id, max_batch, holds_tokens, cost, step_ns)
             self.devices[name] = device
         self.planner.devices.come(device)
         self.needs_plan = True

@@ -106,7 +106,8 @@ class Turns:
             tokens = min(tokens, max(MIN_STEPS, round(latency_ns / device.step_ns)))
         if most_tokens is not None:
             tokens = min(tokens, max(most_tokens, round(self.floor_ns(device) / device.step_ns)))
-        return min(start + tokens, prompt.sampling.max_tokens)
+        room = device.max_context_tokens - len(prompt.input_ids)
+        return min(start + tokens, prompt.sampling.max_tokens, room)
 
     # ------------------------------------------------------------------ turns
 
@@ -164,6 +165,8 @@ class Turns:
             return False
         device = turn.device
         until = self._until(prompt, device, turn.until)
+        if until <= turn.until:
+            return False  # it goes on where there is room for longer contexts
         pages = self._store.extend(prompt.context, self.end_position(prompt, until))
         if pages is None:
             return False

@@ -22,7 +22,9 @@ def make_devices(sizes, reserve=0.0):
     devices = Devices(store, reserve=reserve)
     for pool_id, size in enumerate(sizes, start=1):
         store.add_local_pool(PagePool(pool_id, size + 1, FULL.page_bytes, first=1))
-        devices.come(Device(f"d{pool_id}", pool_id, 2, CostModel(step_ns=1, decode_ns=1, prefill_ns=1), 1.0))
+        devices.come(
+            Device(f"d{pool_id}", pool_id, 2, 64, CostModel(step_ns=1, decode_ns=1, prefill_ns=1), 1.0)
+        )
     return store, devices
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import pytest
@@ -68,10 +68,15 @@ def runners(monkeypatch: pytest.MonkeyPatch) -> type[ScriptedRunner]:
     return Scripted
 
 
-def make_host(on_change: Callable[[], None] = lambda: None) -> ModelHost:
+ONE_GPU = ({"name": "cuda:0", "memory": "1MiB"},)
+
+
+def make_host(
+    on_change: Callable[[], None] = lambda: None, devices: Sequence[dict[str, object]] = ONE_GPU
+) -> ModelHost:
     config = parse_config(
         {
-            "devices": [{"name": "cuda:0", "memory": "1MiB"}],
+            "devices": list(devices),
             "memory": {"host": "64KiB"},
             "engine": {"restart_s": 0.001},
         }
@@ -164,3 +169,40 @@ def test_that_a_model_has_no_grammars_is_announced_with_its_card(
         await asyncio.gather(running, return_exceptions=True)
 
     asyncio.run(learn())
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_longest_context_is_what_the_roomiest_device_holds(
+    monkeypatch: pytest.MonkeyPatch, order: tuple[int, int]
+) -> None:
+    """Until it is known the model is not ready: nobody is refused for what another device could hold."""
+
+    class Late(ScriptedRunner):
+        made, can_share, becomes_ready = [], True, False
+
+        async def run(self, first: msgspec.Struct) -> int:
+            await self.gone.wait()
+            return 1
+
+    monkeypatch.setattr("engine.model_host.RunnerClient", Late)
+    num_pages = {"cpu:0": 21, "cpu:1": 41}  # one of each is nobody's
+    devices = [{"name": name, "memory": count * FULL.page_bytes} for name, count in num_pages.items()]
+
+    async def load() -> None:
+        host = make_host(devices=devices)
+        running = asyncio.create_task(host.run())
+        await until(lambda: len(Late.made) == 2)
+        for number, index in enumerate(order):
+            assert not host.is_ready
+            Late.made[index].on_message(Loaded(card=CARD, layout=FULL, free_bytes=None))
+            Late.made[index].on_message(Ready(local_pages=8, load_s=0.0, cost=CostModel()))
+            assert host.is_ready == (number == 1)
+        assert host.card is not None
+        assert host.card.max_model_len == 40 * FULL.page_tokens
+        assert host.scheduler is not None
+        held = {name: device.max_context_tokens for name, device in host.scheduler.devices.items()}
+        assert held == {"cpu:0": 20 * FULL.page_tokens, "cpu:1": 40 * FULL.page_tokens}
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(load())
