@@ -23,6 +23,7 @@ from engine.model_runner.kernels.paged import (
     token_arguments,
     token_offset,
 )
+from engine.model_runner.kernels.parts import is_last, keep_part
 
 _MERGED_NUMBERS = 8192  # of partial results that a program holds at once: 128 registers a thread
 _STAGED_BYTES = 96 * 1024  # of K and V on their way to a program: two programs fit an SM
@@ -207,13 +208,8 @@ def _decode_kernel(
         return
 
     place = (item * KV_HEADS + kv_head) * GROUP + g
-    tl.store(partial_ptr + place[:, None] * DIM_TILE + d[None, :], acc, mask=heads_ok[:, None])
-    tl.store(stats_ptr + place * 2, top, mask=heads_ok)
-    tl.store(stats_ptr + place * 2 + 1, total, mask=heads_ok)
-    tl.debug_barrier()  # all threads' partial results before the one thread's release below
-    counter = arrived_ptr + row * KV_HEADS + kv_head
-    if tl.atomic_add(counter, 1, sem="acq_rel") == splits - 1:
-        tl.store(counter, 0)
+    keep_part(partial_ptr, stats_ptr, place, heads_ok, acc, total, top)
+    if is_last(arrived_ptr + row * KV_HEADS + kv_head, splits):
         target = out_ptr + (row * KV_HEADS * GROUP + kv_head * GROUP).to(tl.int64) * HEAD_DIM
         _merge_parts(
             target,

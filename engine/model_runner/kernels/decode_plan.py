@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.model_runner.kernels.parts import of_row, parts_of_rows
+
 # int32 of one work item: row, first key, end key, first item of the row, items of the row, the row's slot and
 # position, nothing
 WORK_FIELDS = 8
@@ -60,28 +62,22 @@ def _plan_kernel(
     even = tl.cdiv(tl.sum(span, axis=0), MAX_SPLITS)
     share = tl.maximum(tl.cdiv(even, BLOCK), 2) * BLOCK + tl.zeros([ROWS], tl.int32)
     splits = tl.cdiv(span, share)
-    upto = tl.cumsum(splits, axis=0)
     item = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
-    mine = (upto - splits)[None, :] <= item[:, None]
-    mine = mine & (item[:, None] < upto[None, :])
-    used = item < tl.max(upto, axis=0)
-    of_row = tl.sum(tl.where(mine, row[None, :], 0), axis=1)
-    first = tl.sum(tl.where(mine, (upto - splits)[None, :], 0), axis=1)
-    count = tl.sum(tl.where(mine, splits[None, :], 0), axis=1)
-    length = tl.sum(tl.where(mine, share[None, :], 0), axis=1)
-    row_begin = tl.sum(tl.where(mine, begin[None, :], 0), axis=1)
-    row_end = tl.sum(tl.where(mine, end[None, :], 0), axis=1)
-    row_slot = tl.sum(tl.where(mine, slot[None, :], 0), axis=1)
+    mine, first_of_row, used = parts_of_rows(splits, item)
+    first = of_row(mine, first_of_row)
+    length = of_row(mine, share)
+    row_begin = of_row(mine, begin)
+    row_end = of_row(mine, end)
     start = row_begin + (item - first) * length
     stop = tl.minimum(start + length, row_end)
     out = work_ptr + (group * max_items + item) * FIELDS
     written = item < max_items
-    tl.store(out, of_row, mask=written)
+    tl.store(out, of_row(mine, row), mask=written)
     tl.store(out + 1, start, mask=written)
-    tl.store(out + 2, tl.where(used, stop, 0), mask=written)
+    tl.store(out + 2, tl.where(item < used, stop, 0), mask=written)
     tl.store(out + 3, first, mask=written)
-    tl.store(out + 4, count, mask=written)
-    tl.store(out + 5, row_slot, mask=written)
+    tl.store(out + 4, of_row(mine, splits), mask=written)
+    tl.store(out + 5, of_row(mine, slot), mask=written)
     tl.store(out + 6, row_end - 1, mask=written)
 
 

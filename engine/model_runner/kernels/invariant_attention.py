@@ -16,6 +16,7 @@ import triton.language as tl
 from engine.model_runner.kernels.invariant_plan import Segments
 from engine.model_runner.kernels.invariant_segments import attend_segment, fold, merge_parts
 from engine.model_runner.kernels.paged import PartScratch, Plane, is_wide, score_arguments, token_arguments
+from engine.model_runner.kernels.parts import is_last, keep_part
 from engine.model_runner.kernels.prefill import TILE_FIELDS, tile_tokens
 
 _PROGRAMS = 512  # of a launch, at most: a few for every multiprocessor
@@ -127,13 +128,8 @@ def _attention_kernel(
         if parts > 1:
             # Rows of the tile that decode are the first: one token's heads.
             mine = ((index * KV_HEADS + kv_head) * GROUP + m).to(tl.int64)
-            tl.store(partial_ptr + mine[:, None] * DIM_TILE + d[None, :], acc, mask=row_ok[:, None])
-            tl.store(stats_ptr + mine * 2, top, mask=row_ok)
-            tl.store(stats_ptr + mine * 2 + 1, total, mask=row_ok)
-            tl.debug_barrier()  # all threads' partial results before the one thread's release below
-            counter = arrived_ptr + first * KV_HEADS + kv_head
-            if tl.atomic_add(counter, 1, sem="acq_rel") == parts - 1:
-                tl.store(counter, 0)
+            keep_part(partial_ptr, stats_ptr, mine, row_ok, acc, total, top)
+            if is_last(arrived_ptr + first * KV_HEADS + kv_head, parts):
                 target = out_ptr + (first.to(tl.int64) * KV_HEADS + kv_head) * (GROUP * HEAD_DIM)
                 merge_parts(
                     target,

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.model_runner.kernels.parts import of_row, parts_of_rows
 from engine.model_runner.kernels.prefill import TILE_FIELDS
 
 _MAX_SEGMENTS = 32  # of a context as long as they come
@@ -53,25 +54,19 @@ def _plan_kernel(
     low = tl.maximum(position + 1 - tl.load(windows_ptr + group), 0)
     first_segment = low // SEGMENT
     parts = tl.where(here, position // SEGMENT + 1 - first_segment, 0)
-    upto = tl.cumsum(parts, axis=0)
     part = tl.program_id(0) * PARTS + tl.arange(0, PARTS)
-    mine = ((upto - parts)[None, :] <= part[:, None]) & (part[:, None] < upto[None, :])
-    of_row = tl.sum(tl.where(mine, row[None, :], 0), axis=1)
-    row_start = tl.sum(tl.where(mine, position[None, :], 0), axis=1)
-    row_slot = tl.sum(tl.where(mine, slot[None, :], 0), axis=1)
-    row_segment = tl.sum(tl.where(mine, first_segment[None, :], 0), axis=1)
-    first_part = tl.sum(tl.where(mine, (upto - parts)[None, :], 0), axis=1)
-    row_parts = tl.sum(tl.where(mine, parts[None, :], 0), axis=1)
+    mine, first_of_row, used = parts_of_rows(parts, part)
+    first_part = of_row(mine, first_of_row)
     out = work_ptr + (group * max_parts + part) * FIELDS
     written = part < max_parts
-    tl.store(out, of_row, mask=written)
+    tl.store(out, of_row(mine, row), mask=written)
     tl.store(out + 1, tl.zeros([PARTS], tl.int32), mask=written)
-    tl.store(out + 2, (part < tl.max(upto, axis=0)).to(tl.int32), mask=written)
-    tl.store(out + 3, row_start, mask=written)
-    tl.store(out + 4, row_slot, mask=written)
-    tl.store(out + 5, row_segment + part - first_part, mask=written)
+    tl.store(out + 2, (part < used).to(tl.int32), mask=written)
+    tl.store(out + 3, of_row(mine, position), mask=written)
+    tl.store(out + 4, of_row(mine, slot), mask=written)
+    tl.store(out + 5, of_row(mine, first_segment) + part - first_part, mask=written)
     tl.store(out + 6, first_part, mask=written)
-    tl.store(out + 7, row_parts, mask=written)
+    tl.store(out + 7, of_row(mine, parts), mask=written)
 
 
 def plan_parts(

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from engine.model_runner.kernels.chain import can_chain, chained, launch_next, prefetch_rows, wait_previous
 from engine.model_runner.kernels.paged import precision
+from engine.model_runner.kernels.parts import is_last
 
 MAX_ROWS = 64  # more rows make a product that the vendor's library does better
 _MAX_SPLITS = 16
@@ -124,9 +125,7 @@ def _linear_kernel(
         inside = tl.arange(0, FEATURES)[:, None] * ROWS + row[None, :]
         partial = partial_ptr + strip * (SPLITS * FEATURES * ROWS) + inside
         tl.store(partial + split * (FEATURES * ROWS), acc, mask=row_ok[None, :])
-        tl.debug_barrier()  # all threads' partial sums before the one thread's release below
-        if tl.atomic_add(arrived_ptr + strip, 1, sem="acq_rel") == SPLITS - 1:
-            tl.store(arrived_ptr + strip, 0)
+        if is_last(arrived_ptr + strip, SPLITS):
             total = tl.zeros([FEATURES, ROWS], tl.float32)
             for i in tl.static_range(SPLITS):
                 part = partial + i * (FEATURES * ROWS)
