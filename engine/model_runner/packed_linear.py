@@ -5,6 +5,9 @@ Reordered once, the same product runs about twice as fast, for one row as for ei
 own product of two to eight rows takes twice to five times as long, it has another virtue: from two rows on, a
 row's numbers are added up in the same order whatever the number of rows, so no bit of a row depends on the
 others. So a single row is computed with one of zeros beside it.
+
+oneDNN makes code for each number of rows that it meets, which takes time once and memory for good: 0.5 MiB for
+each. So numbers of rows are rounded up to one of a few.
 """
 
 import torch
@@ -13,7 +16,7 @@ from torch.nn import functional as F
 
 # BLAS has code of its own for a few rows, and may deal rows out to threads: multiples of this are safe.
 _PLAIN_ROWS = 8
-_PACKED_ROWS = 2
+_PACKED_ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128)  # and multiples of the last
 
 
 class PackedLinear(nn.Module):
@@ -22,12 +25,12 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
-        self._least_rows = _PACKED_ROWS if linear.weight.dtype == torch.float32 else 1
+        self._least_rows = 2 if linear.weight.dtype == torch.float32 else 1
         self.bias = linear.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        padding = max(0, self._least_rows - len(rows))
+        padding = _packed_rows(max(len(rows), self._least_rows)) - len(rows)
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
             _with_zeros(rows, padding), self._packed, self.bias, "none", [], ""
         )
@@ -46,6 +49,12 @@ class PaddedLinear(nn.Module):
         rows = x.reshape(-1, x.shape[-1])
         out = F.linear(_with_zeros(rows, -len(rows) % _PLAIN_ROWS), self.weight, self.bias)
         return out[: len(rows)].view(*x.shape[:-1], out.shape[1])
+
+
+def _packed_rows(rows: int) -> int:
+    """The number of rows with which `rows` are computed."""
+    most = _PACKED_ROWS[-1]
+    return next((size for size in _PACKED_ROWS if size >= rows), -(-rows // most) * most)
 
 
 def _with_zeros(rows: torch.Tensor, padding: int) -> torch.Tensor:
