@@ -25,6 +25,7 @@ from engine.model_runner.kernels.paged import (
     token_arguments,
     token_offset,
 )
+from engine.model_runner.kernels.store import store_tile
 
 TILE_FIELDS = 8  # int32 of one tile: first token of the chunk in the batch, tile's offset, count, start, slot
 TILE_ROWS = 64
@@ -203,19 +204,24 @@ def _prefill_kernel(
             q, k, v, acc, total, top, seen, scale, softcap, True, SOFTCAP, PRECISION
         )
 
-    # This tile's K and V, to their pages: last, because every key above waits for nothing of it.
-    own = offset + tl.arange(0, TOKENS)
-    own_ok = own < count
-    position = start + own
-    own_page = tl.load(table + position // PAGE_TOKENS, mask=own_ok, other=0)
-    own_token = token_offset(own_page, position, pool_page, PAGE_TOKENS, token_elements)
-    place = pages + own_token[:, None] + d[None, :]
-    store_ok = own_ok[:, None] & dim_ok[None, :]
-    own_k = tl.load(fresh_k + own[:, None] * k_row + d[None, :], mask=store_ok)
-    own_v = tl.load(fresh_v + own[:, None] * v_row + d[None, :], mask=store_ok)
-    tl.store(place, own_k, mask=store_ok)
-    tl.store(place + v_offset, own_v, mask=store_ok)
-
+    # Last, because every key above waits for nothing of it.
+    store_tile(
+        fresh_k,
+        fresh_v,
+        pages,
+        table,
+        start,
+        offset,
+        count,
+        k_row,
+        v_row,
+        pool_page,
+        token_elements,
+        TOKENS,
+        HEAD_DIM,
+        DIM_TILE,
+        PAGE_TOKENS,
+    )
     if SINKS:
         total += tl.exp2(sinks_log2(sinks_ptr, head, m % GROUP_TILE < GROUP) - top)
     out_place = ((first + query).to(tl.int64) * (KV_HEADS * GROUP) + head)[:, None] * HEAD_DIM + d[None, :]

@@ -1,11 +1,44 @@
 # mypy: allow-untyped-decorators, allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
-"""K and V of a step's tokens to their pages, in a launch of their own."""
+"""K and V of a step's tokens to their pages: by the kernel that attends, or in a launch of their own."""
 
 import torch
 import triton
 import triton.language as tl
 
-from engine.model_runner.kernels.paged import Plane, token_arguments, token_offset
+from engine.model_runner.kernels.paged import Plane, rows_ok, token_arguments, token_offset
+
+
+@triton.jit
+def store_tile(
+    fresh_k,
+    fresh_v,
+    pages,
+    table,
+    start,
+    offset,
+    count,
+    k_row,
+    v_row,
+    pool_page,
+    TOKEN_ELEMENTS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIM_TILE: tl.constexpr,
+    PAGE_TOKENS: tl.constexpr,
+):
+    """K and V of a tile of `TOKENS` tokens of a chunk, for one KV head, to their pages."""
+    d = tl.arange(0, DIM_TILE)
+    own = offset + tl.arange(0, TOKENS)
+    own_ok = own < count
+    position = start + own
+    page = tl.load(table + position // PAGE_TOKENS, mask=own_ok, other=0)
+    token = token_offset(page, position, pool_page, PAGE_TOKENS, TOKEN_ELEMENTS)
+    place = pages + token[:, None] + d[None, :]
+    store_ok = rows_ok(own_ok, d, HEAD_DIM)
+    k = tl.load(fresh_k + own[:, None] * k_row + d[None, :], mask=store_ok)
+    v = tl.load(fresh_v + own[:, None] * v_row + d[None, :], mask=store_ok)
+    tl.store(place, k, mask=store_ok)
+    tl.store(place + PAGE_TOKENS * TOKEN_ELEMENTS, v, mask=store_ok)
 
 
 @triton.jit
