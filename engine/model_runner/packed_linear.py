@@ -6,8 +6,8 @@ own product of two to eight rows takes twice to five times as long, it has anoth
 row's numbers are added up in the same order whatever the number of rows, so no bit of a row depends on the
 others. So a single row is computed with one of zeros beside it.
 
-oneDNN makes code for each number of rows that it meets, which takes time once and memory for good: 0.5 MiB for
-each. So numbers of rows are rounded up to one of a few.
+oneDNN makes code for each number of rows that it meets, which takes a millisecond once and half a MiB for
+good. So numbers of rows are rounded up to one of a few.
 """
 
 import torch
