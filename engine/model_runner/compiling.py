@@ -65,11 +65,11 @@ class PassesInOrder(CustomGraphPass):
 class CompileChoices:
     """`keep_rows_early`: the last layer computes only tokens whose logits are wanted. `add_in_products`:
     products add to the residual themselves. `one_pass_width`: rows of up to so many elements are reduced in
-    one pass; 0: as inductor would. Deterministic code takes none of these."""
+    one pass; 0: as inductor would. What each is worth: docs/benchmarks.md. Deterministic code takes none."""
 
-    keep_rows_early: bool = False
-    add_in_products: bool = False
-    one_pass_width: int = 0  # 8192: what a program holds in its registers
+    keep_rows_early: bool = True
+    add_in_products: bool = True
+    one_pass_width: int = 8192  # what a program holds in its registers
 
 
 def compiled(

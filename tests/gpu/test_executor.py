@@ -94,11 +94,11 @@ def test_greedy_equals_generate_in_mixed_batches(family: str, compiled: bool, ca
 @pytest.mark.parametrize(
     ("family", "choices"),
     [
-        ("llama", CompileChoices(keep_rows_early=True)),
-        ("llama", CompileChoices(add_in_products=True)),
-        ("llama", CompileChoices(one_pass_width=8192)),
-        ("llama", CompileChoices(keep_rows_early=True, add_in_products=True, one_pass_width=8192)),
-        ("gemma3", CompileChoices(keep_rows_early=True, add_in_products=True, one_pass_width=8192)),
+        ("llama", CompileChoices(keep_rows_early=True, add_in_products=False, one_pass_width=0)),
+        ("llama", CompileChoices(keep_rows_early=False, add_in_products=True, one_pass_width=0)),
+        ("llama", CompileChoices(keep_rows_early=False, add_in_products=False, one_pass_width=8192)),
+        ("llama", CompileChoices()),
+        ("gemma3", CompileChoices()),
     ],
 )
 def test_however_it_is_compiled(

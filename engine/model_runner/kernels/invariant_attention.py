@@ -154,6 +154,13 @@ def _attention_kernel(
             count = tl.load(tiles_ptr + index * FIELDS + 2)
 
 
+def _num_stages(query: torch.Tensor) -> int:
+    """As many blocks of keys as fit a multiprocessor's shared memory beside the queries."""
+    if query.shape[-1] * query.element_size() >= 1024:
+        return 1
+    return 2 if is_wide(query) else 3
+
+
 def invariant_attention(
     query: torch.Tensor,
     plane: Plane,
@@ -187,7 +194,7 @@ def invariant_attention(
         FIELDS=TILE_FIELDS,
         WINDOWED=window is not None,
         num_warps=8 if wide else 4,
-        num_stages=2 if wide else 3,
+        num_stages=_num_stages(query),
         **plane.arguments(),
         **token_arguments(q=query),
         **score_arguments(query, scale, softcap),
