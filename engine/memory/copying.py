@@ -77,13 +77,13 @@ class Copying:
             if not self._mirrors.grow(context, last) and not self._make_way(context, home, last):
                 continue
             if joined is None:
-                joined = JoinedMoves(self._moves, Purpose.MIRROR, context.layout.page_bytes)
+                joined = JoinedMoves(self._moves, Purpose.MIRROR)
             self._copy_out(context, home, upto, joined)
         return [move for _, move in joined.start()] if joined is not None else []
 
     def _copy_out(self, context: Context, home: int, upto: int, joined: JoinedMoves) -> None:
         """Copy positions up to `upto` to the mirror, which has places for them."""
-        page_tokens = context.layout.page_tokens
+        page_tokens, local = context.layout.page_tokens, self._local.pools[home]
         mirrored, last = context.mirrored // page_tokens, -(-upto // page_tokens)
         for group in context.groups:
             first = group.live_from if group.live_from > mirrored else mirrored
@@ -92,7 +92,7 @@ class Copying:
             here, start = group.local.between(first, last), 0
             for pool, there in group.mirror.parts(first, last):
                 count = len(there)
-                joined.add(context, (home, home, pool.pool_id), here[start : start + count], there)
+                joined.add(context, (home, local, pool), here[start : start + count], there)
                 start += count
         context.mirror_target = upto
         if context.moves_in_flight:

@@ -2,18 +2,20 @@
 
 from engine.memory.context import Context
 from engine.memory.open_moves import OpenMoves, Purpose, Relocation
-from engine.memory.pool import Pages, no_pages
+from engine.memory.pool import PagePool, Pages, no_pages
 from engine.messages import Move
 
-JOIN_BYTES = 1 << 27  # a move takes pages of further contexts up to here: 0.3 ms of NVLink, 2.5 of PCIe
+Way = tuple[int, PagePool, PagePool]
+"""Runner (by its local pool), where from, and where to"""
 
 
 class _Open:
     """What the next move on one path will be."""
 
-    __slots__ = ("contexts", "dst_pages", "relocations", "src_pages")
+    __slots__ = ("contexts", "dst_pages", "full", "relocations", "src_pages")
 
-    def __init__(self) -> None:
+    def __init__(self, full: int) -> None:
+        self.full = full  # pages
         self.contexts: list[Context] = []
         self.src_pages = no_pages()
         self.dst_pages = no_pages()
@@ -24,25 +26,24 @@ class JoinedMoves:
     """The moves of one purpose that are being planned; a context waits until those with its pages are
     complete. So they are joined only up to a size, and only what no slice waits for."""
 
-    def __init__(self, moves: OpenMoves, purpose: Purpose, page_bytes: int) -> None:
+    def __init__(self, moves: OpenMoves, purpose: Purpose) -> None:
         self._moves = moves
         self._purpose = purpose
-        self._full = max(1, JOIN_BYTES // page_bytes)  # pages
-        self._open: dict[tuple[int, int, int], _Open] = {}  # by runner, source and destination
+        self._open: dict[Way, _Open] = {}
         self._started: list[tuple[int, Move]] = []
 
     def add(
         self,
         context: Context,
-        way: tuple[int, int, int],
+        way: Way,
         src_pages: Pages,
         dst_pages: Pages,
         relocations: list[Relocation] | None = None,
     ) -> None:
-        """Pages of the context go this `way`: runner (by its local pool), source pool, destination pool."""
+        """Pages of the context go this way."""
         joined = self._open.get(way)
         if joined is None:
-            joined = self._open[way] = _Open()
+            joined = self._open[way] = _Open(min(way[1].full_move, way[2].full_move))
         contexts = joined.contexts
         if not contexts or contexts[-1] is not context:
             contexts.append(context)
@@ -51,7 +52,7 @@ class JoinedMoves:
         joined.dst_pages += dst_pages
         if relocations is not None:
             joined.relocations += relocations
-        if len(joined.src_pages) >= self._full:
+        if len(joined.src_pages) >= joined.full:
             self._start(way)
 
     def start(self) -> list[tuple[int, Move]]:
@@ -60,8 +61,8 @@ class JoinedMoves:
             self._start(way)
         return self._started
 
-    def _start(self, way: tuple[int, int, int]) -> None:
+    def _start(self, way: Way) -> None:
         joined, (runner, source, destination) = self._open.pop(way), way
-        path, pages = (source, destination), (joined.src_pages, joined.dst_pages)
+        path, pages = (source.pool_id, destination.pool_id), (joined.src_pages, joined.dst_pages)
         move = self._moves.start(joined.contexts, self._purpose, runner, path, pages, joined.relocations)
         self._started.append((runner, move))

@@ -82,10 +82,13 @@ class LocalCopies:
     def num_available(self, pool_id: int, *, besides: Context | None = None) -> int:
         """Pages of the pool that are free, or could be freed at once without losing anything that is needed;
         not counting those of `besides` and its ancestors."""
+        available = self._num_here(pool_id, besides)
+        return available if self.landlord is None else available + self.landlord.num_regainable(pool_id)
+
+    def _num_here(self, pool_id: int, besides: Context | None) -> int:
+        """The same without what is lent."""
         idlers = self._idlers[pool_id]
         available = self.pools[pool_id].num_free + idlers.needed.evictable + idlers.cached.evictable
-        if self.landlord is not None:
-            available += self.landlord.num_regainable(pool_id)
         while besides is not None:
             if besides.home == pool_id:
                 available -= besides.evictable
@@ -102,7 +105,7 @@ class LocalCopies:
         cached = self._idlers[pool_id].cached
         if self.landlord is not None and count > pool.num_free + cached.evictable:
             self.landlord.regain(pool_id, count - pool.num_free - cached.evictable)
-        if count > self.num_available(pool_id, besides=besides):
+        if count > self._num_here(pool_id, besides):  # what comes on offer only now is for the next time
             return False
         while cached.evictable and count > pool.num_free:
             victim = next(context for context in cached.contexts if context.evictable)

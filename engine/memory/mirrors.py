@@ -100,15 +100,15 @@ class Mirrors:
         assert not count
         return extents
 
-    def lease_ahead(self, home: int, count: int, *, spare: int) -> None:
-        """So many places will be needed, by up to `spare` at once: lease what they lack, from equally good
-        lenders alike, and let each have so many to spare."""
+    def lease_ahead(self, home: int, count: int) -> None:
+        """So many places will be needed: lease what they lack at once, from equally good lenders alike, and
+        what the last full move to each may need besides."""
         for pools in self.placement.classes(home):
-            share = spare - (-count // len(pools))
+            share = -(-count // len(pools))
             for pool_id in pools:
                 pool = self.tiers[pool_id]
-                if pool.num_free < share:
-                    self._lease(pool, share - pool.num_free)
+                if pool.num_free < share + pool.full_move:
+                    self._lease(pool, share + pool.full_move - pool.num_free)
                 count -= min(share, pool.num_free)
             if count <= 0:
                 return

@@ -2,7 +2,7 @@
 
 from engine.memory.context import Context
 from engine.memory.counters import StoreCounters
-from engine.memory.joined_moves import JOIN_BYTES, JoinedMoves
+from engine.memory.joined_moves import JoinedMoves, Way
 from engine.memory.local_copies import LocalCopies
 from engine.memory.losses import Losses
 from engine.memory.mirrors import Cache, Mirrors
@@ -49,15 +49,12 @@ class Reclaim:
         moves: OpenMoves,
         losses: Losses,
         counters: StoreCounters,
-        page_bytes: int,
     ) -> None:
         self._local = local
         self._mirrors = mirrors
         self._moves = moves
         self._losses = losses
         self._counters = counters
-        self._page_bytes = page_bytes
-        self._full_move = max(1, JOIN_BYTES // page_bytes)  # pages
         self.cache: Cache | None = None
         self._recalled: dict[tuple[int, int], None] = {}  # (pool id, segment)
         self._has_lost = False  # something that was found to be in the way may have been given up since
@@ -99,8 +96,8 @@ class Reclaim:
         if not found or not runners:
             return []
         count = sum([_num_pages(extents) for _, extents in found])
-        self._mirrors.lease_ahead(runners[0], count, spare=self._full_move)
-        limit = self._full_move if self._mirrors.has_room(runners[0], count) else 1
+        self._mirrors.lease_ahead(runners[0], count)
+        fits = self._mirrors.has_room(runners[0], count)
         moves: list[tuple[int, Move]] = []
         portions: dict[tuple[int | None, PagePool], _Portion] = {}
         for context, extents in found:
@@ -111,7 +108,7 @@ class Reclaim:
                     runner = self._choose_runner(context.home, pool.pool_id, runners)
                     portion = portions[way] = _Portion(runner, pool)
                 portion.add(context, own)
-                if portion.num_pages >= limit:
+                if portion.num_pages >= pool.full_move or not fits:
                     moves += self._empty(portions.pop(way))
         for portion in portions.values():
             moves += self._empty(portion)
@@ -128,7 +125,7 @@ class Reclaim:
             if target is not None:
                 return [(runner, self._move_together(portion, runner, target))]
         self._has_lost = True  # or will soon have
-        joined = JoinedMoves(self._moves, Purpose.RELOCATE, self._page_bytes)
+        joined = JoinedMoves(self._moves, Purpose.RELOCATE)
         for context, extents in portion.members:
             count = _num_pages(extents)
             has_room = runner is not None and (
@@ -136,7 +133,7 @@ class Reclaim:
             )
             if runner is not None and has_room:
                 for target, relocations in self._new_places(context, extents, runner).items():
-                    _join(joined, context, (runner, portion.pool.pool_id, target.pool_id), relocations)
+                    _join(joined, context, (runner, portion.pool, target), relocations)
             elif not context.is_family_moving():
                 self._losses.lose(context, extents)
             self._local.recount(context)
@@ -207,9 +204,7 @@ def _by_age(found: tuple[Context, list[Extent]]) -> int:
     return found[0].serial
 
 
-def _join(
-    joined: JoinedMoves, context: Context, way: tuple[int, int, int], relocations: list[Relocation]
-) -> None:
+def _join(joined: JoinedMoves, context: Context, way: Way, relocations: list[Relocation]) -> None:
     joined.add(context, way, *_page_lists(relocations), relocations)
 
 

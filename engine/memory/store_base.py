@@ -31,9 +31,7 @@ class StoreBase:
         self._mirrors = Mirrors(self.placement)
         self._moves = OpenMoves(self.counters)
         self._losses = Losses(layout, self._local, self._mirrors, self.counters)
-        self._reclaim = Reclaim(
-            self._local, self._mirrors, self._moves, self._losses, self.counters, layout.page_bytes
-        )
+        self._reclaim = Reclaim(self._local, self._mirrors, self._moves, self._losses, self.counters)
         self._vacating = Vacating(self._local, self._mirrors, self._moves, self._losses)
         self._copying = Copying(self._local, self._mirrors, self._moves, self._losses, self._running)
         self._departures = Departures(self._local)
