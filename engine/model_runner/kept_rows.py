@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
 from engine.model_runner.kernels import linear
 
@@ -29,7 +29,7 @@ class KeepRowsEarly(CustomGraphPass):
                 _keep_early(graph, node)
 
     def uuid(self) -> str:
-        return "fairslice keep rows early 1"
+        return get_hash_for_files((__file__,)).hex()
 
 
 def _keeps_tokens(node: fx.Node) -> bool:
@@ -70,7 +70,7 @@ def _narrowed_nodes(graph: fx.Graph, index: fx.Node, num_tokens: object) -> set[
     narrowed: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         is_read_alone = node.users and all(user is index or user in narrowed for user in node.users)
-        if is_read_alone and _is_token_by_token(node) and _has_tokens(node, num_tokens):
+        if is_read_alone and _has_tokens(node, num_tokens) and _is_token_by_token(node, num_tokens):
             narrowed.add(node)
     return narrowed
 
@@ -80,19 +80,29 @@ def _has_tokens(node: fx.Node, num_tokens: object) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() == 3 and _size(value) == num_tokens
 
 
+def _is_alike_for_all(node: fx.Node) -> bool:
+    """Whether the node is broadcast over the tokens of what it is combined with."""
+    value = node.meta.get("val")
+    return not isinstance(value, torch.Tensor) or value.dim() < 2 or _size(value) == 1
+
+
 def _size(value: torch.Tensor) -> object:
     """Number of tokens, as an expression: to compare sizes themselves would bind them to each other."""
-    size = value.shape[_TOKENS]
+    size = value.shape[-2]
     return size.node.expr if isinstance(size, torch.SymInt) else size
 
 
-def _is_token_by_token(node: fx.Node) -> bool:
+def _is_token_by_token(node: fx.Node, num_tokens: object) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
     if node.target in _OVER_WIDTH:
         dims = node.args[1] if len(node.args) > 1 else 0
         return dims in (2, -1, [2], [-1])
-    return node.target in _TOKEN_BY_TOKEN or torch.Tag.pointwise in node.target.tags
+    if node.target in _TOKEN_BY_TOKEN:
+        return True
+    return torch.Tag.pointwise in node.target.tags and all(
+        _has_tokens(operand, num_tokens) or _is_alike_for_all(operand) for operand in node.all_input_nodes
+    )
 
 
 def _infer(node: fx.Node) -> None:

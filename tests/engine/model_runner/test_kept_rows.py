@@ -78,7 +78,11 @@ def over_tokens(x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     return mlp(x).cumsum(dim=1)[:, keep, :]
 
 
-@pytest.mark.parametrize("function", [read_elsewhere, of_the_width, over_tokens])
+def beside_a_table(x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    return (mlp(x) + x[0])[:, keep, :]  # the table is [tokens, width]
+
+
+@pytest.mark.parametrize("function", [read_elsewhere, of_the_width, over_tokens, beside_a_table])
 def test_what_every_token_is_needed_for_is_computed_for_every_token(
     function: Callable[..., torch.Tensor],
 ) -> None:
