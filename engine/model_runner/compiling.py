@@ -11,7 +11,7 @@ import torch
 import torch._inductor.config
 from torch import fx
 from torch._inductor.choices import InductorChoices
-from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch._inductor.runtime.hints import ReductionHint
 from torch._inductor.virtualized import V
 
@@ -42,7 +42,7 @@ class OnePassRows(InductorChoices):
         return bool(InductorChoices.should_use_persistent_reduction(features, cooperative_reduction))
 
     def uuid(self) -> str:
-        return f"rows of {self._width} in one pass"
+        return f"rows of {self._width}, {get_hash_for_files((__file__,)).hex()}"
 
 
 class PassesInOrder(CustomGraphPass):

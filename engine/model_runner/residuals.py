@@ -9,7 +9,7 @@ import operator
 
 import torch
 from torch import fx
-from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
 from engine.model_runner.kernels import linear
 
@@ -43,7 +43,7 @@ class AddInProducts(CustomGraphPass):
             graph.erase_node(product)
 
     def uuid(self) -> str:
-        return "fairslice add in products 1"
+        return get_hash_for_files((__file__,)).hex()
 
 
 def _residual_and_product(add: fx.Node) -> tuple[fx.Node, fx.Node] | None:
