@@ -101,12 +101,11 @@ class Mirrors:
         return extents
 
     def lease_ahead(self, home: int, count: int) -> None:
-        """So many places will be needed: lease what they lack at once, from equally good lenders alike, and
-        what the last full move to each may need besides."""
+        """So many places will be needed: lease what they lack at once, and what the last full move to each
+        tier may need besides. Equally good lenders have equal shares, as far as their memory goes."""
         for pools in self.placement.classes(home):
-            share = -(-count // len(pools))
-            for pool_id in pools:
-                pool = self.tiers[pool_id]
+            for others, pool_id in enumerate(sorted(pools, key=self._num_free_in)):
+                pool, share = self.tiers[pool_id], -(-count // (len(pools) - others))
                 if pool.num_free < share + pool.full_move:
                     self._lease(pool, share + pool.full_move - pool.num_free)
                 count -= min(share, pool.num_free)
@@ -115,8 +114,8 @@ class Mirrors:
 
     def place_for_all(self, context: Context | None, home: int, count: int) -> PagePool | None:
         """The best tier, if there is one that has so many pages free: that where the context's mirror ends,
-        if none is better, or else the roomiest of equally good ones. None if they have to be leased, or
-        spread over several."""
+        if none is better, or else the roomiest of equally good ones. None if pages have to be leased there,
+        or spread over several."""
         for pools in self.placement.classes(home):
             best = self._current(context, pools, count) if context is not None else None
             if best is not None:
@@ -135,12 +134,17 @@ class Mirrors:
         return None
 
     def _current(self, context: Context, pools: list[int], count: int) -> PagePool | None:
-        """The pool in which the context's mirror ends, if it is one of these and has room."""
+        """The pool in which the context's mirror ends, if it is one of these and has room or can lease it: a
+        mirror in one place comes back in one move."""
         extents = context.groups[0].mirror.extents
         if not extents:
             return None
         pool = extents[-1].segment.pool
-        return pool if pool.num_free >= count and pool.pool_id in pools else None
+        if pool.pool_id not in pools:
+            return None
+        if 0 < count - pool.num_free <= self._num_on_offer(pool.pool_id):
+            self._lease(pool, count - pool.num_free)
+        return pool if pool.num_free >= count else None
 
     def _places(self, home: int, count: int) -> Iterator[PagePool]:
         """Tiers with free pages, best first, until `count` were offered; what they lack is leased."""
