@@ -61,6 +61,9 @@ class Plot:
     fractions: bool = False  # y goes from 0 to 1
 
 
+_MOST_LINES_INSIDE, _LEGEND_ROW_INCHES = 4, 0.21
+
+
 def matplotlib_figure() -> Any:
     """matplotlib's Figure class; raises `PlotsMissingError` without matplotlib."""
     try:
@@ -76,13 +79,15 @@ def draw(plot: Plot) -> str:
     figure_class = matplotlib_figure()
     matplotlib = importlib.import_module("matplotlib")
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.name, "font.size": 9.5}):
-        figure = figure_class(figsize=(5.6, 3.1), layout="constrained")
+        below = _LEGEND_ROW_INCHES * -(-len(plot.lines) // 2) if _is_crowded(plot) else 0.0
+        figure = figure_class(figsize=(5.6, 3.1 + below), layout="constrained")
         axes = figure.subplots()
         figure.patch.set_alpha(0)
         axes.patch.set_alpha(0)
         for line in plot.lines:
             _draw_line(axes, line)
         _dress(axes, plot)
+        _explain(figure, axes, plot)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
@@ -120,8 +125,19 @@ def _dress(axes: Any, plot: Plot) -> None:
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(_GRID)
-    if len(plot.lines) > 1:
-        axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+
+
+def _is_crowded(plot: Plot) -> bool:
+    """Whether a legend among the lines would hide some."""
+    return len(plot.lines) > _MOST_LINES_INSIDE
+
+
+def _explain(figure: Any, axes: Any, plot: Plot) -> None:
+    look = {"frameon": False, "labelcolor": _INK, "fontsize": 9}
+    if _is_crowded(plot):
+        figure.legend(loc="outside lower center", ncols=2, **look)
+    elif len(plot.lines) > 1:
+        axes.legend(**look)
 
 
 def _log_seconds(axes: Any, xs: list[float]) -> None:
