@@ -36,7 +36,7 @@ class Devices:
         self._reserve = reserve
         self._serials: dict[Device, int] = {}  # in order of their coming
         self._by_pool: dict[int, Device] = {}
-        self._narrowest_tokens = 0  # the shortest of the contexts that devices which are up can hold
+        self._narrowest_tokens = self._widest_tokens = 0  # the contexts that devices which are up can hold
         self._touched: dict[Device, None] = {}
         self._unfiled: dict[Device, None] = {}  # that may have another place in the orders now
         self._entries: dict[Device, _Entry] = {}  # of those that are up
@@ -62,11 +62,16 @@ class Devices:
         self.touch(device)
 
     def _measure(self) -> None:
-        self._narrowest_tokens = min((device.max_context_tokens for device in self.up.values()), default=0)
+        lengths = [device.max_context_tokens for device in self.up.values()]
+        self._narrowest_tokens, self._widest_tokens = min(lengths, default=0), max(lengths, default=0)
 
     def can_all_hold(self, prompt: Prompt) -> bool:
         """Whether the prompt's context fits wherever there is a device that is up."""
         return prompt.expected_tokens <= self._narrowest_tokens
+
+    def can_some_hold(self, prompt: Prompt) -> bool:
+        """Whether the prompt's context fits on some device that is up."""
+        return prompt.expected_tokens <= self._widest_tokens
 
     def home_of(self, context: Context) -> Device | None:
         """The device that has the context's pages, or had them last, if it is up."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from engine.devices import Devices
 from engine.prompt import Prompt
 
 
@@ -11,31 +12,35 @@ class Dropped:
     A context that comes back takes the room of another one, which is dropped in its turn: with more contexts
     than there is room for, most of the work is done again and again. So no prompt begins one more while one
     that was dropped has not come back, and those that have begun get done. A tenant that has begun nothing is
-    not held back: it is not its contexts that are too many.
+    not held back: it is not its contexts that are too many. Nor is anybody for the sake of a prompt that cannot
+    come back: whose context no device holds that is up.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, devices: Devices) -> None:
+        self._devices = devices
         self._prompts: set[Prompt] = set()
-        self._tenants: set[str] | None = None  # that have begun something, in the plan being made
+        self._awaited: set[Prompt] = set()  # of those, who can come back
+        self._begun: dict[str, Prompt] | None = None  # by tenant, one that has begun, or may in this plan
 
     def begin_plan(self) -> None:
         """Who runs or has ended is back."""
-        self._tenants = None
+        self._begun = None
         if self._prompts:
             self._prompts = {p for p in self._prompts if p.turn is None and p.finish is None}
+            self._awaited = {p for p in self._prompts if self._devices.can_some_hold(p)}
 
     def add(self, prompt: Prompt) -> None:
         """The prompt's context was dropped."""
         self._prompts.add(prompt)
+        if self._devices.can_some_hold(prompt):
+            self._awaited.add(prompt)
 
     def hold_back(self, prompt: Prompt, prompts: Iterable[Prompt]) -> bool:
         """Whether a prompt that could start now, one of these `prompts`, must not."""
-        if not self._prompts or prompt.turn is not None or prompt.context.computed:
+        if not self._awaited or prompt.turn is not None or prompt.context.computed:
             return False
         if prompt in self._prompts:
             return False
-        if self._tenants is None:
-            self._tenants = {p.task.tenant for p in prompts if p.context.computed or p in self._prompts}
-        has_begun = prompt.task.tenant in self._tenants
-        self._tenants.add(prompt.task.tenant)  # at least it tries to
-        return has_begun
+        if self._begun is None:
+            self._begun = {p.task.tenant: p for p in prompts if p.context.computed or p in self._prompts}
+        return self._begun.setdefault(prompt.task.tenant, prompt) is not prompt

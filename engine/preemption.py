@@ -17,7 +17,7 @@ class Preemption:
         self, policy: Policy, store: ContextStore, waiting: Waiting, turns: Turns, devices: Devices
     ) -> None:
         self.claims: dict[Device, int] = {}
-        self.dropped = Dropped()
+        self.dropped = Dropped(devices)
         self._policy = policy
         self._store = store
         self._waiting = waiting
