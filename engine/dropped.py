@@ -12,8 +12,8 @@ class Dropped:
     A context that comes back takes the room of another one, which is dropped in its turn: with more contexts
     than there is room for, most of the work is done again and again. So no prompt begins one more while one
     that was dropped has not come back, and those that have begun get done. A tenant that has begun nothing is
-    not held back: it is not its contexts that are too many. Nor is anybody for the sake of a prompt that cannot
-    come back: whose context no device holds that is up.
+    not held back: it is not its contexts that are too many. Nor is anybody for the sake of a prompt that no
+    device can hold which is up.
     """
 
     def __init__(self, devices: Devices) -> None:
