@@ -22,21 +22,29 @@ async def keep_awake(device: str, command: Sequence[str]) -> None:
     """Run `command` for the device, again whenever it ends, until cancelled; its stdin closes when this
     process dies. A GPU that sleeps is slower, nothing more: so a failure is a warning."""
     while True:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            env=DEVICE_ORDER | os.environ,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        assert process.stderr is not None
         try:
-            complaint = (await process.stderr.read()).decode(errors="replace").strip()
-            await process.wait()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        reason = complaint.splitlines()[-1] if complaint else f"exit status {process.returncode}"
+            reason = await _hold(command)
+        except OSError as error:
+            reason = str(error)  # no process or descriptor is to be had
         log.warning("%s cannot be kept awake, its links are slower for now: %s", device, reason)
         await asyncio.sleep(RETRY_S)
+
+
+async def _hold(command: Sequence[str]) -> str:
+    """Run `command` until it ends. Returns why it did. Raises OSError if it cannot be started."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env=DEVICE_ORDER | os.environ,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    try:
+        complaint = (await process.stderr.read()).decode(errors="replace").strip()
+        await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return complaint.splitlines()[-1] if complaint else f"exit status {process.returncode}"

@@ -37,8 +37,15 @@ def test_lives_until_it_is_cancelled(tmp_path: Path) -> None:
         os.kill(pid, 0)
 
 
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ([sys.executable, "-c", FAILING], "cuInit: no device"),
+        (["/nowhere/to/be/found"], "No such file or directory"),
+    ],
+)
 def test_is_tried_again_and_says_why_it_failed(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    command: list[str], reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     waits: list[float] = []
 
@@ -49,9 +56,9 @@ def test_is_tried_again_and_says_why_it_failed(
 
     monkeypatch.setattr("engine.awake.asyncio.sleep", pause)
     with caplog.at_level(logging.WARNING), pytest.raises(asyncio.CancelledError):
-        asyncio.run(keep_awake("cuda:1", [sys.executable, "-c", FAILING]))
-    said = "cuda:1 cannot be kept awake, its links are slower for now: cuInit: no device"
-    assert caplog.messages == [said, said]
+        asyncio.run(keep_awake("cuda:1", command))
+    said = "cuda:1 cannot be kept awake, its links are slower for now: "
+    assert [message.startswith(said) and reason in message for message in caplog.messages] == [True, True]
     assert waits == [awake.RETRY_S, awake.RETRY_S]
 
 
