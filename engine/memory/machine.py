@@ -10,17 +10,49 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
-KERNELS_SHARE = (
-    16  # a kernel takes less than one part in so many for itself: what else is missing comes later
-)
+KERNELS_SHARE = 16  # a kernel takes less than one part in so many; what else is missing comes later
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """A control group with a limit that holds for this process."""
+    """A control group with a limit that holds for this process. What it has used does not count files that
+    the kernel keeps in memory as long as nothing else needs it."""
 
     limit_bytes: int
     used_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Controller:
+    """Where a version of control groups keeps its numbers."""
+
+    mount: str
+    limit: str
+    used: str
+    cached: tuple[str, ...]  # in memory.stat, of the group and those in it
+
+    def read(self, root: Path, group: Path) -> _Group:
+        """Raises OSError where the group is not shown here, ValueError if it has no limit."""
+        folder = root / self.mount / group
+        limit, used = (int((folder / name).read_text()) for name in (self.limit, self.used))
+        return _Group(limit, max(0, used - self._cached_bytes(folder)))
+
+    def _cached_bytes(self, folder: Path) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            lines = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            return sum(int(amount) for name, amount in lines if name in self.cached)
+        return 0
+
+
+_UNIFIED = _Controller(
+    "sys/fs/cgroup", "memory.max", "memory.current", cached=("inactive_file", "active_file")
+)
+_FIRST_VERSION = _Controller(
+    "sys/fs/cgroup/memory",
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    cached=("total_inactive_file", "total_active_file"),
+)
 
 
 def limit_bytes(root: Path = ROOT) -> int | None:
@@ -72,13 +104,11 @@ def _groups(root: Path) -> Iterator[_Group]:
             _, controllers, path = line.split(":", 2)
             inside = Path(path.lstrip("/"))
             if not controllers:
-                names = ("sys/fs/cgroup", "memory.max", "memory.current")
+                controller = _UNIFIED
             elif "memory" in controllers.split(","):
-                names = ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
+                controller = _FIRST_VERSION
             else:
                 continue
-            mount, limit, used = names
             for group in (inside, *inside.parents):
                 with contextlib.suppress(OSError, ValueError):  # not shown here; "max" is no limit
-                    folder = root / mount / group
-                    yield _Group(int((folder / limit).read_text()), int((folder / used).read_text()))
+                    yield controller.read(root, group)

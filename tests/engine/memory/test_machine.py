@@ -78,6 +78,27 @@ def test_groups_of_the_first_version_count_too(tmp_path: Path) -> None:
     assert available_bytes(root) == 0
 
 
+def test_files_that_are_kept_in_memory_make_room(tmp_path: Path) -> None:
+    """Weights that were read before: a restart must not find the group full of them."""
+    root = machine(tmp_path, total=64 * GIB, available=60 * GIB, built_in=None)
+    stat = f"anon {GIB}\ninactive_file {3 * GIB}\nactive_file {2 * GIB}\nshmem {GIB}"
+    in_groups(root, "0::/a\n", {"a/memory.max": 8 * GIB, "a/memory.current": 7 * GIB, "a/memory.stat": stat})
+    assert limit_bytes(root) == 8 * GIB
+    assert available_bytes(root) == 6 * GIB
+
+
+def test_of_the_first_version_files_of_groups_inside_count_too(tmp_path: Path) -> None:
+    root = machine(tmp_path, total=64 * GIB, available=60 * GIB, built_in=None)
+    stat = f"inactive_file 0\nactive_file 0\ntotal_inactive_file {3 * GIB}\ntotal_active_file {GIB}"
+    files = {
+        "memory/memory.limit_in_bytes": 8 * GIB,
+        "memory/memory.usage_in_bytes": 7 * GIB,
+        "memory/memory.stat": stat,
+    }
+    in_groups(root, "4:memory:/\n", files)
+    assert available_bytes(root) == 5 * GIB
+
+
 def test_this_machines_memory() -> None:
     limit = limit_bytes()
     assert available_bytes() > 0
