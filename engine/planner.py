@@ -145,7 +145,7 @@ class Planner:
             prompt.turn.is_expiring = not self.turns.extend(prompt)
             return not prompt.turn.is_expiring
         for device in self._places(prompt):
-            if not device.can_hold(prompt):
+            if len(device.running) >= device.max_batch or not device.can_hold(prompt):
                 continue
             most_tokens = self._most_tokens(prompt, device, now_ns) if prompt.output_ids else None
             if self.turns.start(prompt, device, self._preemption.spare_pages(device), most_tokens):
@@ -166,11 +166,9 @@ class Planner:
         )
 
     def _places(self, prompt: Prompt) -> Iterable[Device]:
-        """Devices with a free place in the batch that may have room, the best first."""
+        """Devices that may have a place in the batch and room, the best first."""
         up = self.devices.up
-        if len(up) > 1:
-            return self._by_preference(prompt)
-        return [device for device in up.values() if len(device.running) < device.max_batch]
+        return self._by_preference(prompt) if len(up) > 1 else up.values()
 
     def _by_preference(self, prompt: Prompt) -> Iterator[Device]:
         """The device that has the prompt's pages, then those that have most of what it begins with, then the

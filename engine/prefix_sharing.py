@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from engine.device import Device
 from engine.devices import Devices
 from engine.memory.prefix_search import NOTHING, NOWHERE, Prefix
-from engine.memory.prefix_tree import TOKEN_BYTES
 from engine.memory.store import ContextStore
 from engine.prompt import Prompt
 
@@ -41,7 +40,7 @@ class PrefixSharing:
         """Whether another prompt is computing what this one, which has nothing yet, begins with; and no
         device would stand idle."""
         found = self.find(prompt)
-        if not found and not self._patient:
+        if not (found or self._patient):
             return False
         coming = max((found[pool].num_coming for pool in found if pool in self._devices.up), default=0)
         least = 1 if prompt in self._patient else MIN_WAIT_TOKENS
@@ -55,8 +54,7 @@ class PrefixSharing:
         if prompt is not self._latest:
             self._latest = prompt
             if prompt.context.node is None and prompt.sampling.prompt_logprobs is None:
-                tokens = prompt.pack()[:-TOKEN_BYTES]  # the last is computed in any case
-                self._found = self._store.find_prefixes(prompt.salt, tokens)
+                self._found = self._store.find_prefixes(prompt.salt, prompt.pack())
             else:
                 self._found = NOWHERE
         return self._found

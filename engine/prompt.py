@@ -82,7 +82,8 @@ class Prompt:
     def expected_tokens(self) -> int:
         """The context length for which there has to be room; at least one more than is known."""
         num_input, num_output = len(self.input_ids), len(self.output_ids)
-        return max(expected_tokens(num_input, num_output, self.sampling), num_input + num_output + 1)
+        expected, least = expected_tokens(num_input, num_output, self.sampling), num_input + num_output + 1
+        return expected if expected > least else least
 
     @property
     def has_first_token(self) -> bool:

@@ -106,8 +106,11 @@ class Turns:
             tokens = min(tokens, max(MIN_STEPS, round(latency_ns / device.step_ns)))
         if most_tokens is not None:
             tokens = min(tokens, max(most_tokens, round(self.floor_ns(device) / device.step_ns)))
+        until, most = start + tokens, prompt.sampling.max_tokens
         room = device.max_context_tokens - len(prompt.input_ids)
-        return min(start + tokens, prompt.sampling.max_tokens, room)
+        if most > room:
+            most = room
+        return until if until < most else most
 
     # ------------------------------------------------------------------ turns
 

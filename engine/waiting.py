@@ -34,7 +34,7 @@ class Waiting:
     def put_back(self, prompt: Prompt, now_ns: int) -> None:
         """A prompt that was taken by `next` waits on."""
         self._policy.put_back(prompt.task, now_ns)
-        self._gaps.add(prompt.task, self._waits_since(prompt))
+        self._await_token(prompt)
 
     def forget(self, prompt: Prompt, now_ns: int) -> None:
         """The prompt is finished or aborted."""
@@ -62,10 +62,13 @@ class Waiting:
         """The prompt that should run next, taken out of the queue: of the tenant that the policy chooses,
         one that has waited too long for a token, or else the policy's choice."""
         policy = self._policy
+        if not policy.rotates:
+            task = policy.pick(now_ns)
+            return None if task is None else self.prompts[task]
         tenant = policy.next_tenant(now_ns)
         if tenant is None:
             return None
-        task = self._gaps.take_overdue(tenant, now_ns) if policy.rotates else None
+        task = self._gaps.take_overdue(tenant, now_ns)
         if task is not None:
             policy.take(task, now_ns)
         else:
@@ -80,7 +83,11 @@ class Waiting:
 
     def _join(self, prompt: Prompt, now_ns: int) -> None:
         self._policy.join(prompt.task, now_ns)
-        self._gaps.add(prompt.task, self._waits_since(prompt))
+        self._await_token(prompt)
+
+    def _await_token(self, prompt: Prompt) -> None:
+        if self._policy.rotates:
+            self._gaps.add(prompt.task, self._waits_since(prompt))
 
     def _waits_since(self, prompt: Prompt) -> int:
         """The time that a prompt's gap counts from. One that waits for its first token is due at once, before

@@ -80,6 +80,11 @@ class Context:
         return not (self.num_prompts or self.is_growing or self.is_closing)
 
     @property
+    def is_blank(self) -> bool:
+        """Whether it has nothing, needs nothing of others, and nothing is on its way."""
+        return not self.computed and self.home is None and self.parent is None and not self.moves_in_flight
+
+    @property
     def has_family(self) -> bool:
         """Whether it shares pages with others, or begins where another ends."""
         return self.parent is not None or bool(self.children)

@@ -95,11 +95,15 @@ class LocalCopies:
             besides = besides.parent
         return available
 
-    def make_room(self, pool_id: int, count: int, *, besides: Context | None = None) -> bool:
-        """Have `count` free pages, if that loses nothing that is needed: let cached contexts give way, take
-        back what was lent, evict what is idle longest. Else nothing changes, but lent pages are on their way
-        back."""
+    def make_room(self, pool_id: int, count: int, *, besides: Context | None = None, spare: int = 0) -> bool:
+        """Have `count` free pages, if that loses nothing that is needed and `spare` more are available: let
+        cached contexts give way, take back what was lent, evict what is idle longest. Else nothing changes,
+        but lent pages are on their way back."""
         pool = self.pools[pool_id]
+        if count + spare <= pool.num_free:
+            return True
+        if spare and count + spare > self.num_available(pool_id, besides=besides):
+            return False
         if count <= pool.num_free:
             return True
         cached = self._idlers[pool_id].cached

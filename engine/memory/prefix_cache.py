@@ -56,15 +56,15 @@ class PrefixCache:
             self._close_context(context)
             return self._take_over(parent, tokens)
         context.salt, context.indexed_at = salt, pool_id
-        above = self._tree.root(pool_id, salt)
-        if parent is not None:
-            if parent.is_growing or prefix.end < parent.computed:
-                parent = self._split(parent, prefix.end)
-            assert parent.node is not None
-            above = parent.node
-            self._adopt(parent, context)
+        if parent is None:
+            context.node = self._tree.attach(self._tree.root(pool_id, salt), 0, tokens, context)
+            return context
+        if parent.is_growing or prefix.end < parent.computed:
+            parent = self._split(parent, prefix.end)
+        assert parent.node is not None
+        self._adopt(parent, context)
         own = tokens[prefix.end * TOKEN_BYTES :]
-        context.node = self._tree.attach(above, prefix.end, own, context)
+        context.node = self._tree.attach(parent.node, prefix.end, own, context)
         return context
 
     def _take_over(self, context: Context, tokens: bytes) -> Context:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from engine.memory.context import Context
 from engine.memory.page import PageLayout
-from engine.memory.prefix_tree import PrefixNode, PrefixTree
+from engine.memory.prefix_tree import TOKEN_BYTES, PrefixNode, PrefixTree
 
 MAX_GENERATIONS = 64  # contexts that one may go through: what is done with it costs by each of them
 
@@ -36,10 +36,13 @@ class PrefixSearch:
         self._windowed = [group for group, layers in enumerate(layout.groups) if layers.window is not None]
 
     def find(self, salt: Hashable, tokens: bytes) -> Mapping[int, Prefix]:
-        """How much of a prompt devices have, by pool, where it is anything; `tokens` are those that may be
-        read."""
+        """How much of a prompt devices have, by pool, where it is anything. `tokens` are all of it; the last
+        is not looked for."""
         roots = self._tree.roots(salt, tokens)
-        return {pool_id: self._best(root, tokens) for pool_id, root in roots.items()} if roots else NOWHERE
+        if not roots:
+            return NOWHERE
+        tokens = tokens[:-TOKEN_BYTES]
+        return {pool_id: self._best(root, tokens) for pool_id, root in roots.items()}
 
     def _best(self, root: PrefixNode[Context], tokens: bytes) -> Prefix:
         """The most that there is below this root."""

@@ -97,6 +97,9 @@ class PrefixTree(Generic[Owner]):
     def extend(self, node: PrefixNode[Owner], tokens: bytes) -> None:
         """The node's run is `tokens` now: longer, or cut short. It has no children."""
         assert not node.num_children
+        if tokens[: self._page_bytes] == node.tokens[: self._page_bytes] and self.is_found(node):
+            node.tokens = tokens  # it is found as before
+            return
         self._hide(node)
         node.tokens = tokens
         self._show(node)
@@ -164,7 +167,12 @@ class PrefixTree(Generic[Owner]):
             return
         parent.children[page] = node
         if isinstance(parent, _Root):
-            self._places.setdefault((parent.salt, page), {})[parent.place] = parent
+            key = (parent.salt, page)
+            places = self._places.get(key)
+            if places is None:
+                self._places[key] = {parent.place: parent}
+            else:
+                places[parent.place] = parent
 
     def _hide(self, node: PrefixNode[Owner]) -> None:
         parent, page = node.parent, node.tokens[: self._page_bytes]

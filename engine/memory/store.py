@@ -58,16 +58,17 @@ class ContextStore(ShrinkingStore):
         somewhere else, it has pages that the device cannot reach, or some in a segment that is to be empty.
         """
         assert not context.is_running
+        if context.is_blank:
+            return self._furnish(context, pool_id, end, spare)
         ancestors = context.ancestors()
         if not self._may_come(context, pool_id):
             return None
         for each in ancestors:
             if not self._may_come(each, pool_id):
                 return None
-        needed = self.pages_needed(context, pool_id, end)
-        if spare and needed + spare > self._local.num_available(pool_id, besides=context):
-            return None
-        if not self._local.make_room(pool_id, needed, besides=context):
+        if not self._local.make_room(
+            pool_id, self.pages_needed(context, pool_id, end), besides=context, spare=spare
+        ):
             return None
         moves = self._bring(context, pool_id, end)
         for each in ancestors:
@@ -75,6 +76,17 @@ class ContextStore(ShrinkingStore):
                 moves += self._bring(each, pool_id, each.computed)
             each.num_users += 1
         return moves
+
+    def _furnish(self, context: Context, pool_id: int, end: int, spare: int) -> list[Move] | None:
+        """`prepare` for a blank context: it has nothing to bring, and may go anywhere."""
+        if not self._local.make_room(pool_id, context.num_absent(end), spare=spare):
+            return None
+        self._set_running(context, pool_id)
+        pool, last = self._local.pools[pool_id], self.layout.num_pages(end)
+        for group in context.groups:
+            group.local.grow(pool, group.live_from, last, context)
+            group.arriving_end = 0
+        return []
 
     def is_bound(self, context: Context) -> bool:
         """Whether the context cannot go to another device now: it is on the move, or shares pages."""
@@ -93,18 +105,23 @@ class ContextStore(ShrinkingStore):
         self._local.wake(context)
         if context.home != pool_id:
             self._departures.leave(context)
+        self._set_running(context, pool_id)
+        return self._copying.bring(context, end)
+
+    def _set_running(self, context: Context, pool_id: int) -> None:
+        """The context runs in this pool, and is found there."""
         if self._prefixes is not None and context.indexed_at not in (None, pool_id):
             self._prefixes.move(context, pool_id)
         context.home = pool_id
         context.is_running = True
         self._running[context] = None
-        return self._copying.bring(context, end)
 
     def awaited(self, context: Context) -> list[int]:
         """Moves in flight that bring pages of the context or its ancestors: its slice waits for them."""
         moves = context.fetches[:]
-        for each in context.ancestors():
-            moves += each.fetches
+        if context.parent is not None:
+            for each in context.ancestors():
+                moves += each.fetches
         return moves
 
     def extend(self, context: Context, end: int) -> list[list[int]] | None:

@@ -18,8 +18,8 @@ class PrefixStore(StoreBase):
 
     def find_prefixes(self, salt: Hashable, tokens: bytes) -> Mapping[int, Prefix]:
         """How much of a prompt is computed, by the pool of each device where something begins as it does, of
-        prompts with the same salt. `tokens` (`prefix_tree.pack_tokens`) are the prompt's but for the last:
-        that is always computed."""
+        prompts with the same salt. `tokens` (`prefix_tree.pack_tokens`) are the prompt's; the last is always
+        computed."""
         return NOWHERE if self._prefixes is None else self._prefixes.search.find(salt, tokens)
 
     def join(self, context: Context, pool_id: int, salt: Hashable, tokens: bytes, prefix: Prefix) -> Context:

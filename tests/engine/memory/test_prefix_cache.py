@@ -45,7 +45,7 @@ def find(store, tokens, pool=LOCAL):
 def join(store, prompt, pool=LOCAL, known=None):
     """Let an empty prompt of which `known` tokens are known go on from what is cached."""
     tokens = prompt.tokens[: (known or len(prompt.ids)) * TOKEN_BYTES]
-    prefix = find(store, tokens[:-TOKEN_BYTES], pool)
+    prefix = find(store, tokens, pool)
     prompt.context = store.join(prompt.context, pool, "", tokens, prefix)
     return prefix
 
