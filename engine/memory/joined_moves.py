@@ -2,7 +2,7 @@
 
 from engine.memory.context import Context
 from engine.memory.open_moves import OpenMoves, Purpose, Relocation
-from engine.memory.pool import PagePool, Pages, no_pages
+from engine.memory.pool import Extent, PagePool, Pages, no_pages
 from engine.messages import Move
 
 Way = tuple[int, PagePool, PagePool]
@@ -12,14 +12,15 @@ Way = tuple[int, PagePool, PagePool]
 class _Open:
     """What the next move on one path will be."""
 
-    __slots__ = ("contexts", "dst_pages", "full", "relocations", "src_pages")
+    __slots__ = ("contexts", "dst_pages", "full", "new", "old", "src_pages")
 
     def __init__(self, full: int) -> None:
         self.full = full  # pages
         self.contexts: list[Context] = []
         self.src_pages = no_pages()
         self.dst_pages = no_pages()
-        self.relocations: list[Relocation] = []
+        self.old: list[Extent] = []
+        self.new: list[Extent] = []
 
 
 class JoinedMoves:
@@ -38,7 +39,7 @@ class JoinedMoves:
         way: Way,
         src_pages: Pages,
         dst_pages: Pages,
-        relocations: list[Relocation] | None = None,
+        relocation: Relocation | None = None,
     ) -> None:
         """Pages of the context go this way."""
         joined = self._open.get(way)
@@ -50,8 +51,9 @@ class JoinedMoves:
             context.moves_in_flight += 1
         joined.src_pages += src_pages
         joined.dst_pages += dst_pages
-        if relocations is not None:
-            joined.relocations += relocations
+        if relocation is not None:
+            joined.old += relocation.old
+            joined.new += relocation.new
         if len(joined.src_pages) >= joined.full:
             self._start(way)
 
@@ -64,5 +66,6 @@ class JoinedMoves:
     def _start(self, way: Way) -> None:
         joined, (runner, source, destination) = self._open.pop(way), way
         path, pages = (source.pool_id, destination.pool_id), (joined.src_pages, joined.dst_pages)
-        move = self._moves.start(joined.contexts, self._purpose, runner, path, pages, joined.relocations)
+        relocation = Relocation(joined.old, joined.new) if joined.old else None
+        move = self._moves.start(joined.contexts, self._purpose, runner, path, pages, relocation)
         self._started.append((runner, move))

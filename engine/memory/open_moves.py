@@ -10,8 +10,25 @@ from engine.memory.counters import StoreCounters
 from engine.memory.pool import Extent, Pages
 from engine.messages import Move
 
-Relocation = tuple[Extent, list[Extent]]
-"""(old place, new places) of the same pages"""
+
+class Relocation(Struct, frozen=True, gc=False):
+    """Extents, and the places to which their pages are copied: in the same order, and none of them for pages
+    of two extents."""
+
+    old: list[Extent]
+    new: list[Extent]
+
+    def pairs(self) -> Iterator[tuple[Extent, list[Extent]]]:
+        """Each extent with its new places."""
+        start = 0
+        for old in self.old:
+            end, missing = start, len(old.pages)
+            while missing > 0:
+                missing -= len(self.new[end].pages)
+                end += 1
+            assert not missing
+            yield old, self.new[start:end]
+            start = end
 
 
 class Purpose(Enum):
@@ -31,7 +48,7 @@ class OpenMove(Struct, frozen=True, gc=False):
     purpose: Purpose
     runner: int
     move: Move
-    relocations: Sequence[Relocation] = ()  # of a RELOCATE or SHIFT
+    relocation: Relocation | None = None  # of a RELOCATE or SHIFT
 
 
 class OpenMoves:
@@ -55,7 +72,7 @@ class OpenMoves:
         runner: int,
         path: tuple[int, int],
         pages: tuple[Pages, Pages],
-        relocations: Sequence[Relocation] = (),
+        relocation: Relocation | None = None,
     ) -> Move:
         """A new move between the pools of `path`; `pages` are its source and destination pages. The contexts
         have counted it among their moves in flight."""
@@ -68,7 +85,7 @@ class OpenMoves:
             dst_pages=pages[1],
             urgent=purpose is Purpose.FETCH,
         )
-        self._open[self._last_id] = OpenMove(contexts, purpose, runner, move, relocations)
+        self._open[self._last_id] = OpenMove(contexts, purpose, runner, move, relocation)
         return move
 
     def finish(self, move_id: int, duration_ns: int) -> OpenMove:
@@ -89,8 +106,8 @@ class OpenMoves:
     def being_written(self) -> Iterator[Extent]:
         """What no table names yet: destinations of relocations and shifts."""
         for open_move in self._open.values():
-            for _, new in open_move.relocations:
-                yield from new
+            if open_move.relocation is not None:
+                yield from open_move.relocation.new
 
     def touching(self, pool_id: int) -> set[Context]:
         """Contexts that are being moved from or to this pool."""

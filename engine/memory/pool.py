@@ -95,6 +95,9 @@ class PagePool:
         self.first = first
         self.is_leased = is_leased
         self.segment_bytes = segment_bytes or max(1, num_pages) * page_bytes
+        # Pages after which no further context joins a move from or to here: what memory is taken back by is
+        # not to wait for more.
+        self.full_move = max(1, min(FULL_MOVE_PAGES, self.segment_bytes // page_bytes))
         self.segments: dict[int, Segment] = {}
         self._roomy: list[int] = []  # heap of segments: all that have a page to give, and some that had
         self._in_heap: set[int] = set()
@@ -110,12 +113,6 @@ class PagePool:
     def num_segments(self) -> int:
         """Segments that the pool's memory has, whoever uses them."""
         return -(-self.num_pages * self.page_bytes // self.segment_bytes)
-
-    @property
-    def full_move(self) -> int:
-        """Pages after which no further context joins a move from or to here: what memory is taken back by is
-        not to wait for more."""
-        return max(1, min(FULL_MOVE_PAGES, self.segment_bytes // self.page_bytes))
 
     def whole_pages(self, number: int) -> range:
         """Pages that lie wholly within a segment: what a borrower can use of it."""
@@ -134,10 +131,7 @@ class PagePool:
         """Take `count` pages and put them behind `extents`: in the segment of the last of them while that has
         room. The caller has looked at `num_free`. Returns the pages, which are not to be changed or kept:
         they may be an extent's own."""
-        assert 0 <= count <= self.num_free, f"pool {self.pool_id}: {count} of {self.num_free} free"
-        self.num_free -= count
-        self.num_used += count
-        self.changed.add(self.pool_id)
+        self._count_taken(count)
         added: Pages | None = None
         if extents and count:
             last = extents[-1]
@@ -156,24 +150,31 @@ class PagePool:
             count -= len(pages)
         return added if added is not None else no_pages()
 
-    def copies(self, extents: Iterable[Extent]) -> list[tuple[Extent, list[Extent]]]:
-        """Take new places for the pages of these extents, each for its holder; returns old and new. The
-        caller has looked at `num_free`."""
-        pairs: list[tuple[Extent, list[Extent]]] = []
-        segment = self._lowest()
-        self.changed.add(self.pool_id)
+    def copies(self, extents: Iterable[Extent], count: int) -> tuple[list[Extent], Pages]:
+        """Take new places for the `count` pages of these extents, each for its holder and none for pages of
+        two extents. Returns them, and their pages. The caller has looked at `num_free`."""
+        self._count_taken(count)
+        new: list[Extent] = []
+        new_pages = no_pages()
+        segment: Segment | None = None
         for old in extents:
-            count = len(old.pages)
-            if len(segment.free) < count:
-                pairs.append((old, self.allocate(count, old.holder)))
-                segment = self._lowest() if self.num_free else segment
-                continue
-            self.num_free -= count
-            self.num_used += count
-            new = Extent(segment, segment.take(count), old.holder)
-            segment.extents[new] = None
-            pairs.append((old, [new]))
-        return pairs
+            missing = len(old.pages)
+            while missing:
+                if segment is None or not segment.free:
+                    segment = self._lowest()
+                pages = segment.take(missing)
+                extent = Extent(segment, pages, old.holder)
+                segment.extents[extent] = None
+                new.append(extent)
+                new_pages += pages
+                missing -= len(pages)
+        return new, new_pages
+
+    def _count_taken(self, count: int) -> None:
+        assert 0 <= count <= self.num_free, f"pool {self.pool_id}: {count} of {self.num_free} free"
+        self.num_free -= count
+        self.num_used += count
+        self.changed.add(self.pool_id)
 
     def _lowest(self) -> Segment:
         """The lowest segment that has a page to give."""

@@ -1,38 +1,19 @@
 """Emptying segments of leased tiers that their lenders want back."""
 
+from collections.abc import Callable, Hashable, Iterable, Iterator
+
 from engine.memory.context import Context
 from engine.memory.counters import StoreCounters
-from engine.memory.joined_moves import JoinedMoves, Way
+from engine.memory.joined_moves import JoinedMoves
 from engine.memory.local_copies import LocalCopies
 from engine.memory.losses import Losses
 from engine.memory.mirrors import Cache, Mirrors
 from engine.memory.open_moves import OpenMove, OpenMoves, Purpose, Relocation
-from engine.memory.pool import Extent, PagePool, Pages, no_pages
+from engine.memory.pool import Extent, PagePool, joined
 from engine.messages import Move
 
-
-class _Portion:
-    """Extents of contexts that leave one pool, with the moves of one runner (None: nobody can)."""
-
-    __slots__ = ("members", "num_pages", "pool", "runner")
-
-    def __init__(self, runner: int | None, pool: PagePool) -> None:
-        self.runner = runner
-        self.pool = pool
-        self.members: list[tuple[Context, list[Extent]]] = []
-        self.num_pages = 0
-
-    def add(self, context: Context, extents: list[Extent]) -> None:
-        self.members.append((context, extents))
-        self.num_pages += _num_pages(extents)
-
-    def keep_held(self) -> None:
-        """Forget what was given up since: the loss of one context may take others along."""
-        members, self.members, self.num_pages = self.members, [], 0
-        for context, extents in members:
-            held = [extent for extent in extents if extent in extent.segment.extents]
-            if held:
-                self.add(context, held)
+Portion = list[Extent]
+"""Extents that leave one pool with the moves of one runner"""
 
 
 class Reclaim:
@@ -70,97 +51,88 @@ class Reclaim:
         """Whether some segment is still being emptied, as far as `empty` has seen."""
         return bool(self._recalled)
 
-    def _contexts(self) -> list[tuple[Context, list[Extent]]]:
-        """Who has extents in segments that are not empty yet, oldest first, and can be moved now."""
-        found: dict[Context, list[Extent]] = {}
+    def _movable(self) -> list[Extent]:
+        """What is in segments that are not empty yet and can be moved now, once all is given up that is not
+        needed."""
+        found: list[Extent] = []
         for pool_id, number in list(self._recalled):
             segment = self._mirrors.tiers[pool_id].segments.get(number)
             if segment is None or not segment.extents:
                 del self._recalled[pool_id, number]
-                continue
-            for extent in segment.extents:
-                context = extent.holder
-                assert context is not None
-                if context in found:
-                    found[context].append(extent)
-                elif not context.moves_in_flight:
-                    found[context] = [extent]
-        return sorted(found.items(), key=_by_age)
+            else:
+                found += segment.extents
+        drop_mirror = self._losses.drop_mirror
+        movable = {c for c in _holders(found) if not c.moves_in_flight and not drop_mirror(c)}
+        return [extent for extent in found if extent.holder in movable]
 
     def empty(self, runners: list[int]) -> list[tuple[int, Move]]:
         """Get everybody out who has no move in flight, now or with the moves returned: each with the local
         pool of its runner. If there is room for all, so many contexts share a move as fill one; else they go
         one by one, the oldest first."""
         self._has_lost = False
-        found = [(c, extents) for c, extents in self._contexts() if not self._losses.drop_mirror(c)]
+        found = self._movable()
         if not found or not runners:
             return []
-        count = sum([_num_pages(extents) for _, extents in found])
+        count = _num_pages(found)
         self._mirrors.lease_ahead(runners[0], count)
-        fits = self._mirrors.has_room(runners[0], count)
-        moves: list[tuple[int, Move]] = []
-        portions: dict[tuple[int | None, PagePool], _Portion] = {}
-        for context, extents in found:
-            for pool, own in _by_pool(extents):
-                way = context.home, pool
-                portion = portions.get(way)
-                if portion is None:
-                    runner = self._choose_runner(context.home, pool.pool_id, runners)
-                    portion = portions[way] = _Portion(runner, pool)
-                portion.add(context, own)
-                if portion.num_pages >= pool.full_move or not fits:
-                    moves += self._empty(portions.pop(way))
-        for portion in portions.values():
-            moves += self._empty(portion)
-        return moves
+        if self._mirrors.has_room(runners[0], count):
+            portions = [part for portion in _grouped(found, _way) for part in _in_full_moves(portion)]
+        else:
+            portions = _grouped(sorted(found, key=_age), _context_and_pool)
+        return [move for portion in portions for move in self._empty(portion, runners)]
 
-    def _empty(self, portion: "_Portion") -> list[tuple[int, Move]]:
+    def _empty(self, portion: Portion, runners: list[int]) -> list[tuple[int, Move]]:
         """Start moving a portion to the best tier, if there is one that has room for all of it; or else each
         context to the best tiers that have. What finds no room is lost."""
-        runner = portion.runner
-        if self._has_lost:
-            portion.keep_held()
-        if runner is not None and portion.members:
-            target = self._mirrors.place_for_all(None, runner, portion.num_pages)
+        if self._has_lost:  # the loss of one context may take others along
+            portion = [extent for extent in portion if extent in extent.segment.extents]
+            if not portion:
+                return []
+        pool = portion[0].segment.pool
+        runner = self._choose_runner(_holder(portion[0]).home, pool.pool_id, runners)
+        if runner is not None:
+            target = self._mirrors.place_for_all(None, runner, _num_pages(portion))
             if target is not None:
                 return [(runner, self._move_together(portion, runner, target))]
         self._has_lost = True  # or will soon have
-        joined = JoinedMoves(self._moves, Purpose.RELOCATE)
-        for context, extents in portion.members:
-            count = _num_pages(extents)
+        joint = JoinedMoves(self._moves, Purpose.RELOCATE)
+        for extents in _grouped(portion, _holder):
+            context, count = _holder(extents[0]), _num_pages(extents)
             has_room = runner is not None and (
                 self._mirrors.has_room(runner, count) or self._make_room(runner, count, context)
             )
             if runner is not None and has_room:
-                for target, relocations in self._new_places(context, extents, runner).items():
-                    _join(joined, context, (runner, portion.pool, target), relocations)
+                for target, relocation in self._new_places(context, extents, runner).items():
+                    pages = joined(relocation.old), joined(relocation.new)
+                    joint.add(context, (runner, pool, target), *pages, relocation)
             elif not context.is_family_moving():
                 self._losses.lose(context, extents)
             self._local.recount(context)
-        return joined.start()
+        return joint.start()
 
-    def _move_together(self, portion: "_Portion", runner: int, target: PagePool) -> Move:
-        relocations = target.copies([extent for _, extents in portion.members for extent in extents])
-        src_pages, dst_pages = _page_lists(relocations)
-        contexts = [context for context, _ in portion.members]
+    def _move_together(self, portion: Portion, runner: int, target: PagePool) -> Move:
+        src_pages = joined(portion)
+        new, dst_pages = target.copies(portion, len(src_pages))
+        contexts = list(_holders(portion))
         for context in contexts:
             context.moves_in_flight += 1
             if context.home is not None:
                 self._local.recount(context)
-        path, pages = (portion.pool.pool_id, target.pool_id), (src_pages, dst_pages)
-        return self._moves.start(contexts, Purpose.RELOCATE, runner, path, pages, relocations)
+        path, pages = (portion[0].segment.pool.pool_id, target.pool_id), (src_pages, dst_pages)
+        return self._moves.start(contexts, Purpose.RELOCATE, runner, path, pages, Relocation(portion, new))
 
-    def _new_places(
-        self, context: Context, extents: list[Extent], runner: int
-    ) -> dict[PagePool, list[Relocation]]:
+    def _new_places(self, context: Context, extents: list[Extent], runner: int) -> dict[PagePool, Relocation]:
         """By target pool. An extent that has to be spread over several pools is split."""
-        by_target: dict[PagePool, list[Relocation]] = {}
+        by_target: dict[PagePool, Relocation] = {}
         for extent in extents:
             new = self._mirrors.take(context, runner, len(extent.pages))
-            for target, places in _by_pool(new):
-                count = sum([len(place.pages) for place in places])
+            for places in _grouped(new, _pool):
+                target = _pool(places[0])
+                count = _num_pages(places)
                 rest = self._split(context, extent, count) if count < len(extent.pages) else None
-                by_target.setdefault(target, []).append((extent, places))
+                relocation = by_target.setdefault(target, Relocation([], []))
+                relocation.old.append(extent)
+                relocation.new.extend(places)
                 extent = rest or extent
         return by_target
 
@@ -170,9 +142,9 @@ class Reclaim:
 
     def finish(self, done: OpenMove) -> None:
         """The copies are good: they are the mirror now."""
-        for old, new in done.relocations:
-            context = old.holder
-            assert context is not None
+        assert done.relocation is not None
+        for old, new in done.relocation.pairs():
+            context = _holder(old)
             for group in context.groups:
                 if old in group.mirror.extents:
                     group.mirror.replace(old, new)
@@ -181,9 +153,9 @@ class Reclaim:
 
     def undo(self, lost: OpenMove) -> None:
         """The runner is gone before the copies were complete."""
-        for old, new in lost.relocations:
-            assert old.holder is not None
-            old.holder.retired += new
+        assert lost.relocation is not None
+        for new in lost.relocation.new:
+            _holder(new).retired.append(new)
 
     def _make_room(self, runner: int, count: int, context: Context) -> bool:
         return self.cache is not None and self.cache.make_room_in_tiers(runner, count, context)
@@ -195,34 +167,51 @@ class Reclaim:
 
 
 def _num_pages(extents: list[Extent]) -> int:
-    if len(extents) == 1:
-        return len(extents[0].pages)
     return sum([len(extent.pages) for extent in extents])
 
 
-def _by_age(found: tuple[Context, list[Extent]]) -> int:
-    return found[0].serial
+def _holder(extent: Extent) -> Context:
+    assert extent.holder is not None
+    return extent.holder
 
 
-def _join(joined: JoinedMoves, context: Context, way: Way, relocations: list[Relocation]) -> None:
-    joined.add(context, way, *_page_lists(relocations), relocations)
+def _holders(extents: list[Extent]) -> Iterable[Context]:
+    """Each once."""
+    return dict.fromkeys(map(_holder, extents))
 
 
-def _page_lists(relocations: list[Relocation]) -> tuple[Pages, Pages]:
-    """The pages at the old places and at the new ones."""
-    src_pages, dst_pages = no_pages(), no_pages()
-    for old, new in relocations:
-        src_pages += old.pages
-        for extent in new:
-            dst_pages += extent.pages
-    return src_pages, dst_pages
+def _pool(extent: Extent) -> PagePool:
+    return extent.segment.pool
 
 
-def _by_pool(extents: list[Extent]) -> list[tuple[PagePool, list[Extent]]]:
-    """Split extents by pool, in order."""
-    if len(extents) == 1:
-        return [(extents[0].segment.pool, extents)]
-    split: dict[PagePool, list[Extent]] = {}
+def _way(extent: Extent) -> tuple[int | None, PagePool]:
+    return _holder(extent).home, extent.segment.pool
+
+
+def _context_and_pool(extent: Extent) -> tuple[Context, PagePool]:
+    return _holder(extent), extent.segment.pool
+
+
+def _age(extent: Extent) -> int:
+    return _holder(extent).serial
+
+
+def _grouped(extents: list[Extent], key: Callable[[Extent], Hashable]) -> list[list[Extent]]:
+    """Those with the same key together, in order."""
+    groups: dict[Hashable, list[Extent]] = {}
     for extent in extents:
-        split.setdefault(extent.segment.pool, []).append(extent)
-    return list(split.items())
+        groups.setdefault(key(extent), []).append(extent)
+    return list(groups.values())
+
+
+def _in_full_moves(portion: Portion) -> Iterator[Portion]:
+    """In parts of which each but the last fills a move."""
+    full = portion[0].segment.pool.full_move
+    start = num_pages = 0
+    for end, extent in enumerate(portion, 1):
+        num_pages += len(extent.pages)
+        if num_pages >= full:
+            yield portion[start:end]
+            start, num_pages = end, 0
+    if start < len(portion):
+        yield portion[start:]

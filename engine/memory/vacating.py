@@ -10,7 +10,7 @@ from engine.memory.context import Context
 from engine.memory.local_copies import LocalCopies
 from engine.memory.losses import Losses
 from engine.memory.mirrors import Mirrors
-from engine.memory.open_moves import OpenMove, OpenMoves, Purpose
+from engine.memory.open_moves import OpenMove, OpenMoves, Purpose, Relocation
 from engine.memory.pool import joined
 from engine.messages import Move
 
@@ -40,11 +40,11 @@ class Vacating:
         src_pages = joined(extents)
         if len(src_pages) <= pool.num_free:
             self._shifting.add(context)
-            shifts = tuple((old, pool.allocate(len(old.pages), context)) for old in extents)
-            dst_pages = joined([new for _, places in shifts for new in places])
+            new, dst_pages = pool.copies(extents, len(src_pages))
             path, pages = (pool.pool_id, pool.pool_id), (src_pages, dst_pages)
             context.moves_in_flight += 1
-            move = self._moves.start((context,), Purpose.SHIFT, pool.pool_id, path, pages, shifts)
+            shift = Relocation(extents, new)
+            move = self._moves.start((context,), Purpose.SHIFT, pool.pool_id, path, pages, shift)
             self._local.recount(context)
             return [move]
         self._local.drop_clean(context)
@@ -58,7 +58,8 @@ class Vacating:
         """The copies are good: they are the context's now."""
         (context,) = done.contexts
         self._shifting.discard(context)
-        for old, new in done.relocations:
+        assert done.relocation is not None
+        for old, new in done.relocation.pairs():
             for group in context.groups:
                 if old in group.local.extents:
                     group.local.replace(old, new)
@@ -67,6 +68,6 @@ class Vacating:
     def undo(self, lost: OpenMove) -> None:
         """The runner is gone before the copies were complete."""
         self._shifting.difference_update(lost.contexts)
-        for _, places in lost.relocations:
-            for new in places:
-                new.segment.pool.release(new)
+        assert lost.relocation is not None
+        for new in lost.relocation.new:
+            new.segment.pool.release(new)
