@@ -12,6 +12,9 @@ from torch._inductor.sizevars import SizeVarAllocator
 from torch._inductor.virtualized import V
 
 from engine.model_runner.compiling import OnePassRows, PassesInOrder
+from engine.model_runner.kept_rows import KeepRowsEarly
+from engine.model_runner.residuals import AddInProducts
+from engine.model_runner.shared_linear import MergeProducts
 
 
 @pytest.mark.parametrize(
@@ -47,3 +50,9 @@ def test_passes_go_in_order_and_all_of_them_name_the_cached_graph() -> None:
     both(fx.Graph())
     assert called == ["a", "b"]
     assert both.uuid() == "a; b; rows"
+
+
+def test_what_could_change_the_compiled_code_has_a_name_of_its_own() -> None:
+    """A name that two shared would have one's cached graph run for the other."""
+    passes = [MergeProducts(), KeepRowsEarly(), AddInProducts(), OnePassRows(4096), OnePassRows(8192)]
+    assert len({each.uuid() for each in passes}) == len(passes)
