@@ -113,6 +113,15 @@ class Context:
         """Pages of the mirror, those that moves in flight will fill among them."""
         return sum([group.mirror.num_pages for group in self.groups])
 
+    def extents_in(self, pools: Container[int]) -> list[Extent]:
+        """Where the mirror lies in these tiers."""
+        extents = [extent for group in self.groups for extent in group.mirror.extents]
+        return [extent for extent in extents if extent.segment.pool.pool_id in pools]
+
+    def num_mirrored_in(self, pools: Container[int]) -> int:
+        """Pages of the mirror in these tiers."""
+        return sum([len(extent.pages) for extent in self.extents_in(pools)])
+
     @property
     def num_valid_pages(self) -> int:
         """Page indices per group that hold computed positions."""

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from engine.memory.cached_contexts import CachedContexts
 from engine.memory.context import Context
 from engine.memory.counters import StoreCounters
 from engine.memory.local_copies import LocalCopies
@@ -12,6 +13,10 @@ from engine.memory.pool import Extent
 
 class Cache(Protocol):
     """Knows what continues a context."""
+
+    @property
+    def cached(self) -> CachedContexts:
+        """Contexts that no prompt needs."""
 
     def shortened(self, context: Context) -> None:
         """Positions of a context are gone that others continued."""
@@ -36,6 +41,7 @@ class Losses:
         released = self._mirrors.drop_all(context)
         self._counters.redundant_pages += released
         self._local.recount(context)
+        self._refile(context)
         return released
 
     def lose_bytes(self, context: Context, extents: list[Extent]) -> None:
@@ -61,6 +67,7 @@ class Losses:
         if missing:
             self.forget_from(context, min(missing) * page_tokens)
         self._local.recount(context)
+        self._refile(context)
 
     def forget_from(self, context: Context, position: int) -> None:
         """Positions from this one on have to be recomputed; all of the context's own, if a window has moved
@@ -79,6 +86,10 @@ class Losses:
             self.count(before - context.computed)
         if self.cache is not None and not context.is_growing:
             self.cache.shortened(context)
+
+    def _refile(self, context: Context) -> None:
+        if self.cache is not None:
+            self.cache.cached.refile(context)
 
     def count(self, num_tokens: int) -> None:
         """A context that a prompt needs has lost so many positions."""

@@ -9,13 +9,15 @@ a prompt needs does, the least recently used first, and children before their pa
 What may be found is asked for by device: a context is in the index of the device where it runs or ran last.
 """
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 
+from engine.memory.cached_contexts import CachedContexts
 from engine.memory.context import Context
 from engine.memory.local_copies import LocalCopies
 from engine.memory.losses import Losses
 from engine.memory.mirrors import Mirrors
 from engine.memory.page import PageLayout
+from engine.memory.pool import PagePool
 from engine.memory.prefix_search import Prefix, PrefixSearch, is_taken_over
 from engine.memory.prefix_tree import TOKEN_BYTES, PrefixTree
 
@@ -43,7 +45,7 @@ class PrefixCache:
         self._close_context = close_context
         self._tree: PrefixTree[Context] = PrefixTree(layout.page_tokens)
         self.search = PrefixSearch(layout, self._tree)
-        self._cached: dict[Context, None] = {}  # least recently used first
+        self.cached = CachedContexts()
         local.cache = losses.cache = self
 
     # ------------------------------------------------------------------ prompts come and go
@@ -84,9 +86,7 @@ class PrefixCache:
         """One prompt more needs the context and its ancestors."""
         for each in (context, *context.ancestors()):
             each.num_prompts += 1
-            if each in self._cached:
-                del self._cached[each]
-                self._local.requeue(each)
+            self._remove(each)
 
     def _need_no_more(self, context: Context) -> None:
         """A prompt less does."""
@@ -97,9 +97,14 @@ class PrefixCache:
 
     def _touch(self, context: Context) -> None:
         """A cached context has been used just now."""
-        self._cached.pop(context, None)
-        self._cached[context] = None
         self._local.requeue(context)
+        self.cached.use(context)
+
+    def _remove(self, context: Context) -> None:
+        """The context is not cached any more, if it was."""
+        if context in self.cached:
+            self.cached.discard(context)
+            self._local.requeue(context)
 
     def _split(self, context: Context, position: int) -> Context:
         """Give what the context has before `position`, a page border, to a parent of its own."""
@@ -117,8 +122,6 @@ class PrefixCache:
         upper.is_growing = False
         upper.num_prompts = context.num_prompts
         upper.num_users = int(context.is_running) if context.is_growing else context.num_users
-        if upper.is_cached:
-            self._cached[upper] = None
         border = position // self._page_tokens
         upper.mirrored = upper.mirror_target = min(context.mirrored, position)
         context.mirrored = context.mirror_target = max(context.mirrored, position)
@@ -131,6 +134,9 @@ class PrefixCache:
             upper.is_running = True
             self._running[upper] = None
         self._local.divide(context, upper)
+        if upper.is_cached:
+            self._touch(upper)
+        self.cached.refile(context)
         if not context.is_growing and not self._tree.is_found(context.node):
             self._close_context(context)  # less than a page is left
         return upper
@@ -159,9 +165,7 @@ class PrefixCache:
     def close(self, context: Context) -> None:
         """The context, which has no children, is not to be found any more. Its ancestors are its own until it
         does not run."""
-        if context in self._cached:
-            del self._cached[context]
-            self._local.requeue(context)
+        self._remove(context)
         self._take_out(context)
         if context.num_prompts:
             self._need_no_more(context)
@@ -215,13 +219,6 @@ class PrefixCache:
 
     # ------------------------------------------------------------------ giving way
 
-    def __len__(self) -> int:
-        return len(self._cached)
-
-    def contexts(self) -> Iterable[Context]:
-        """Cached contexts, least recently used first."""
-        return self._cached
-
     def give_way(self, context: Context, count: int) -> None:
         """Free `count` local pages of a cached context, or all if it has fewer: what is mirrored sleeps on in
         the tiers, of the rest the end is lost."""
@@ -234,33 +231,29 @@ class PrefixCache:
         short = count - before + context.num_local
         if short > 0 and context.num_local and not context.is_closing:
             self._local.evict(context, short)
+        self.cached.refile(context)
 
     def make_room_in_tiers(self, home: int, count: int, asker: Context) -> bool:
         """Have room for `count` mirrored pages of a context at `home`, by giving up cached ones. If that is
         cached too, only such as are longer unused and in the tiers alone: what is local may be mirrored
         again, and so on for ever."""
         short = self._mirrors.num_short(home, count)
-        victims: list[Context] = []
-        for context in self._cached if short > 0 else ():
-            if context is asker:
-                return False
-            if self._may_go(context, asker):
-                victims.append(context)
-                short -= context.num_mirrored
-                if short <= 0:
-                    break
         if short > 0:
-            return False
-        for victim in victims:
-            if not self._losses.drop_mirror(victim):
-                self._discard(victim)
+            pools = [pool_id for pools in self._mirrors.placement.classes(home) for pool_id in pools]
+            self._give_up(pools, short, asker)
         return self._mirrors.has_room(home, count)
 
-    def _may_go(self, context: Context, asker: Context) -> bool:
-        """Whether giving up a cached context, or its mirror, makes room at once."""
-        if context.is_running or context.moves_in_flight:
-            return False
-        return context.home is None or not asker.is_cached
+    def make_room_in(self, pool: PagePool, count: int, asker: Context) -> bool:
+        """The same for `count` pages in this tier."""
+        if count > pool.num_free:
+            self._give_up((pool.pool_id,), count - pool.num_free, asker)
+        return count <= pool.num_free
+
+    def _give_up(self, pools: Collection[int], count: int, asker: Context) -> None:
+        """Free `count` pages in these tiers, if what may go has so many."""
+        for victim in self.cached.oldest_with(count, pools, asker if asker.is_cached else None):
+            if victim in self.cached and not self._losses.drop_mirror(victim):
+                self._discard(victim)
 
     def _discard(self, context: Context) -> None:
         """Give up a cached context and all that continue it."""
@@ -298,7 +291,8 @@ class PrefixCache:
         """Raise AssertionError if the index, the families and the counts contradict each other."""
         self._tree.check_integrity()
         known = list(contexts)
-        assert set(self._cached) == {context for context in known if context.is_cached}
+        assert set(self.cached) == {context for context in known if context.is_cached}
+        self.cached.check_integrity()
         nodes = {node.owner: node for node in self._tree.nodes()}
         for context in known:
             node = context.node

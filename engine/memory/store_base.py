@@ -3,6 +3,7 @@
 from engine.memory.context import Context
 from engine.memory.copying import Copying
 from engine.memory.counters import StoreCounters
+from engine.memory.demotion import Demotion
 from engine.memory.departures import Departures
 from engine.memory.local_copies import Landlord, LocalCopies
 from engine.memory.losses import Losses
@@ -37,11 +38,13 @@ class StoreBase:
         self._departures = Departures(self._local)
         self.shares_prefixes = shares_prefixes
         self._prefixes: PrefixCache | None = None
+        self._demotion: Demotion | None = None
         if shares_prefixes:
             self._prefixes = PrefixCache(
                 layout, self._local, self._mirrors, self._losses, self._running, self.open, self.close
             )
             self._reclaim.cache = self._copying.cache = self._prefixes
+            self._demotion = Demotion(self._local, self._mirrors, self._moves, self._prefixes)
         self._windowed = [group for group, layers in enumerate(layout.groups) if layers.window is not None]
         self._last_serial = 0
 
@@ -97,6 +100,8 @@ class StoreBase:
             self._losses.forget_from(context, context.mirrored)
         if self._prefixes is not None and context.is_growing and context.computed == context.start:
             self._prefixes.leave(context)  # ancestors must not be kept for it
+        elif self._prefixes is not None:
+            self._prefixes.cached.refile(context)
 
     def _settle(self, context: Context) -> None:
         """Once nothing touches the context any more: free what it left behind, and all of it if closed."""
@@ -111,6 +116,8 @@ class StoreBase:
         if context.is_closing and not context.is_running and context in self.contexts:
             self._losses.release_all(context)
             del self.contexts[context]
+        elif self._prefixes is not None:
+            self._prefixes.cached.refile(context)
 
     def check_integrity(self) -> None:
         """Every page of every pool is free or somebody's, once; counts agree with tables. AssertionError."""

@@ -49,11 +49,13 @@ class PrefixStore(StoreBase):
             self._prefixes.retire(context, tokens)
 
     def mirror_cached(self, pool_id: int) -> list[Move]:
-        """Copy out some cached contexts, if their room will soon be wanted and there is some in the tiers."""
-        if not self._wants_cached_mirrors(pool_id):
-            return []
-        dirty = list(islice(self._local.cached_dirty(pool_id), CACHE_MIRROR_BATCH))
-        return self._copying.mirror(dirty, whole=True)
+        """Copy out some cached contexts, if their room will soon be wanted and there is some in the tiers;
+        move some that are in good tiers to worse ones, if their room will be wanted there."""
+        moves = self._demotion.start(pool_id) if self._demotion is not None else []
+        if self._wants_cached_mirrors(pool_id):
+            dirty = list(islice(self._local.cached_dirty(pool_id), CACHE_MIRROR_BATCH))
+            moves += self._copying.mirror(dirty, whole=True)
+        return moves
 
     def _wants_cached_mirrors(self, pool_id: int) -> bool:
         pool = self._local.pools[pool_id]
@@ -62,7 +64,7 @@ class PrefixStore(StoreBase):
     def num_cached_pages(self) -> dict[int, int]:
         """Pages of contexts that no prompt needs, by pool, of those that have some."""
         counts: dict[int, int] = {}
-        for context in self._prefixes.contexts() if self._prefixes is not None else ():
+        for context in self._prefixes.cached if self._prefixes is not None else ():
             for group in context.groups:
                 for extent in (*group.local.extents, *group.mirror.extents):
                     pool_id = extent.segment.pool.pool_id

@@ -14,14 +14,16 @@ from engine.memory.store import ContextStore
 from engine.messages import Move
 from tests.engine.fake_runner import FULL, WINDOWED
 
-LOCAL, OTHER, HOST = 1, 2, 3
+LOCAL, OTHER, PEER, HOST = 1, 2, 3, 4
 PAGE = FULL.page_tokens
 
 
-def make_store(layout=FULL, local=40, other=24, host=50):
+def make_store(layout=FULL, local=40, other=24, host=50, peer=0):
     store = ContextStore(layout, shares_prefixes=True)
     store.add_local_pool(PagePool(LOCAL, local, layout.page_bytes, first=1))
     store.add_local_pool(PagePool(OTHER, other, layout.page_bytes, first=1))
+    if peer:
+        store.add_tier(PagePool(PEER, peer, layout.page_bytes), "lender")
     store.add_tier(PagePool(HOST, host, layout.page_bytes))
     return store
 
@@ -140,6 +142,76 @@ def test_cached_mirrors_make_room_for_those_that_prompts_need():
     store.check_integrity()
 
 
+def asleep(store, number, length=25):
+    """A cached context of its own tokens that is in the tiers alone."""
+    context = serve(store, [number] * length)
+    finish(store, store.mirror(context, whole=True))
+    store.drop(context)
+    return context
+
+
+def finish(store, moves):
+    for move in moves:
+        store.finish_move(move.move_id, 1)
+    store.check_integrity()
+
+
+def tiers_of(context):
+    return [extent.segment.pool.pool_id for extent in context.groups[0].mirror.extents]
+
+
+def idle_mirror(store, num_pages):
+    """The mirror of a context that a prompt needs."""
+    context = store.open()
+    assert store.prepare(context, LOCAL, num_pages * PAGE) == []
+    context.computed = num_pages * PAGE
+    store.stop(context)
+    finish(store, store.mirror(context, whole=True))
+    return context
+
+
+def test_cached_mirrors_leave_a_good_tier_before_it_is_full():
+    store = make_store(peer=19)
+    first, second = asleep(store, 1), asleep(store, 2)
+    finish(store, store.mirror_cached(LOCAL))
+    assert (tiers_of(first), tiers_of(second)) == ([PEER], [PEER])  # there is room yet
+    serve(store, [1] * 25)  # used again: the second is the oldest now
+    store.drop(first)
+    third = asleep(store, 3)
+    finish(store, store.mirror_cached(LOCAL))
+    assert [tiers_of(context) for context in (first, second, third)] == [[PEER], [HOST], [PEER]]
+    assert tiers_of(idle_mirror(store, 7)) == [PEER]
+    assert find(store, pack_tokens([2] * 25)).end == 24
+
+
+def test_only_what_is_longer_unused_gives_way_to_mirrors_that_leave_a_good_tier():
+    store = make_store(peer=16, host=8)
+    first, second = asleep(store, 1), asleep(store, 2)
+    leaving = idle_mirror(store, 4)
+    assert tiers_of(leaving) == [PEER]
+    finish(store, store.mirror_cached(LOCAL))
+    assert (tiers_of(first), tiers_of(second)) == ([HOST], [PEER])
+    idle_mirror(store, 6)
+    finish(store, store.mirror_cached(LOCAL))
+    assert tiers_of(second) == [HOST]
+    assert first not in store.contexts
+    asleep(store, 3, length=9)
+    finish(store, store.mirror_cached(LOCAL))
+    assert tiers_of(second) == [HOST]
+
+
+def test_moves_of_cached_mirrors_that_are_lost_leave_them_where_they_were():
+    store = make_store(peer=12)
+    context, _ = asleep(store, 1), asleep(store, 2)
+    assert store.mirror_cached(LOCAL) != []
+    assert store.mirror_cached(LOCAL) == []  # one batch at a time
+    store.lose_moves(LOCAL)
+    store.check_integrity()
+    assert tiers_of(context) == [PEER]
+    finish(store, store.mirror_cached(LOCAL))
+    assert tiers_of(context) == [HOST]
+
+
 def test_joining_can_be_undone():
     store = make_store()
     cached = serve(store, list(range(20)))
@@ -159,9 +231,9 @@ def test_joining_can_be_undone():
 class Operations:
     """Random legal use by prompts that go through a small tree of tokens, on two devices."""
 
-    def __init__(self, seed, layout):
+    def __init__(self, seed, layout, peer):
         self.random = random.Random(seed)
-        self.store = make_store(layout, local=50, other=40, host=60)
+        self.store = make_store(layout, local=50, other=40, host=60, peer=peer)
         self.prompts: list[Prompt] = []
         self.stopping: list[Context] = []  # retired or closed while they ran
         self.moves: list[Move] = []
@@ -256,11 +328,12 @@ class Operations:
         store.lose_local(pool)
 
 
-@pytest.mark.parametrize("layout", [FULL, WINDOWED])
-def test_random_operations(layout):
+@pytest.mark.parametrize(("layout", "peer"), [(FULL, 0), (WINDOWED, 0), (FULL, 30), (WINDOWED, 30)])
+def test_random_operations(layout, peer, monkeypatch):
+    monkeypatch.setattr("engine.memory.demotion.FREE_PART", 0.5)
     hits = 0
     for seed in range(8):
-        operations = Operations(seed, layout)
+        operations = Operations(seed, layout, peer)
         store = operations.store
         find_prefixes = store.find_prefixes
 
