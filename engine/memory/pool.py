@@ -155,18 +155,19 @@ class PagePool:
         two extents. Returns them, and their pages. The caller has looked at `num_free`."""
         self._count_taken(count)
         new: list[Extent] = []
-        new_pages = no_pages()
-        segment: Segment | None = None
+        new_pages, taken, start = no_pages(), no_pages(), 0
         for old in extents:
             missing = len(old.pages)
             while missing:
-                if segment is None or not segment.free:
-                    segment = self._lowest()
-                pages = segment.take(missing)
+                if start == len(taken):
+                    segment, start = self._lowest(), 0
+                    taken = segment.take(count - len(new_pages))
+                    new_pages += taken
+                pages = taken[start : start + missing]
                 extent = Extent(segment, pages, old.holder)
                 segment.extents[extent] = None
                 new.append(extent)
-                new_pages += pages
+                start += len(pages)
                 missing -= len(pages)
         return new, new_pages
 

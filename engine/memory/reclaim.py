@@ -1,6 +1,7 @@
 """Emptying segments of leased tiers that their lenders want back."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from operator import attrgetter
 
 from engine.memory.context import Context
 from engine.memory.counters import StoreCounters
@@ -9,11 +10,18 @@ from engine.memory.local_copies import LocalCopies
 from engine.memory.losses import Losses
 from engine.memory.mirrors import Cache, Mirrors
 from engine.memory.open_moves import OpenMove, OpenMoves, Purpose, Relocation
-from engine.memory.pool import Extent, PagePool, joined
+from engine.memory.pool import Extent, PagePool, Pages, joined
 from engine.messages import Move
 
 Portion = list[Extent]
 """Extents that leave one pool with the moves of one runner"""
+
+# Of extents in tiers, all of which have a holder
+_holder: Callable[[Extent], Context] = attrgetter("holder")
+_age: Callable[[Extent], int] = attrgetter("holder.serial")
+_pool: Callable[[Extent], PagePool] = attrgetter("segment.pool")
+_way: Callable[[Extent], tuple[int | None, PagePool]] = attrgetter("holder.home", "segment.pool")
+_holder_and_pool: Callable[[Extent], tuple[Context, PagePool]] = attrgetter("holder", "segment.pool")
 
 
 class Reclaim:
@@ -75,25 +83,24 @@ class Reclaim:
             return []
         count = _num_pages(found)
         self._mirrors.lease_ahead(runners[0], count)
-        if self._mirrors.has_room(runners[0], count):
-            portions = [part for portion in _grouped(found, _way) for part in _in_full_moves(portion)]
-        else:
-            portions = _grouped(sorted(found, key=_age), _context_and_pool)
-        return [move for portion in portions for move in self._empty(portion, runners)]
+        fits = self._mirrors.has_room(runners[0], count)
+        moves: list[tuple[int, Move]] = []
+        for group in _grouped(found, _way) if fits else _grouped(sorted(found, key=_age), _holder_and_pool):
+            runner = self._choose_runner(_holder(group[0]).home, _pool(group[0]).pool_id, runners)
+            for portion in _in_full_moves(group) if fits else (group,):
+                moves += self._empty(portion, runner)
+        return moves
 
-    def _empty(self, portion: Portion, runners: list[int]) -> list[tuple[int, Move]]:
+    def _empty(self, portion: Portion, runner: int | None) -> list[tuple[int, Move]]:
         """Start moving a portion to the best tier, if there is one that has room for all of it; or else each
         context to the best tiers that have. What finds no room is lost."""
         if self._has_lost:  # the loss of one context may take others along
             portion = [extent for extent in portion if extent in extent.segment.extents]
-            if not portion:
-                return []
-        pool = portion[0].segment.pool
-        runner = self._choose_runner(_holder(portion[0]).home, pool.pool_id, runners)
-        if runner is not None:
-            target = self._mirrors.place_for_all(None, runner, _num_pages(portion))
+        if runner is not None and portion:
+            src_pages = joined(portion)
+            target = self._mirrors.place_for_all(None, runner, len(src_pages))
             if target is not None:
-                return [(runner, self._move_together(portion, runner, target))]
+                return [(runner, self._move_together(portion, src_pages, runner, target))]
         self._has_lost = True  # or will soon have
         joint = JoinedMoves(self._moves, Purpose.RELOCATE)
         for extents in _grouped(portion, _holder):
@@ -104,21 +111,20 @@ class Reclaim:
             if runner is not None and has_room:
                 for target, relocation in self._new_places(context, extents, runner).items():
                     pages = joined(relocation.old), joined(relocation.new)
-                    joint.add(context, (runner, pool, target), *pages, relocation)
+                    joint.add(context, (runner, _pool(extents[0]), target), *pages, relocation)
             elif not context.is_family_moving():
                 self._losses.lose(context, extents)
             self._local.recount(context)
         return joint.start()
 
-    def _move_together(self, portion: Portion, runner: int, target: PagePool) -> Move:
-        src_pages = joined(portion)
+    def _move_together(self, portion: Portion, src_pages: Pages, runner: int, target: PagePool) -> Move:
         new, dst_pages = target.copies(portion, len(src_pages))
         contexts = list(_holders(portion))
         for context in contexts:
             context.moves_in_flight += 1
             if context.home is not None:
                 self._local.recount(context)
-        path, pages = (portion[0].segment.pool.pool_id, target.pool_id), (src_pages, dst_pages)
+        path, pages = (_pool(portion[0]).pool_id, target.pool_id), (src_pages, dst_pages)
         return self._moves.start(contexts, Purpose.RELOCATE, runner, path, pages, Relocation(portion, new))
 
     def _new_places(self, context: Context, extents: list[Extent], runner: int) -> dict[PagePool, Relocation]:
@@ -170,30 +176,9 @@ def _num_pages(extents: list[Extent]) -> int:
     return sum([len(extent.pages) for extent in extents])
 
 
-def _holder(extent: Extent) -> Context:
-    assert extent.holder is not None
-    return extent.holder
-
-
 def _holders(extents: list[Extent]) -> Iterable[Context]:
     """Each once."""
     return dict.fromkeys(map(_holder, extents))
-
-
-def _pool(extent: Extent) -> PagePool:
-    return extent.segment.pool
-
-
-def _way(extent: Extent) -> tuple[int | None, PagePool]:
-    return _holder(extent).home, extent.segment.pool
-
-
-def _context_and_pool(extent: Extent) -> tuple[Context, PagePool]:
-    return _holder(extent), extent.segment.pool
-
-
-def _age(extent: Extent) -> int:
-    return _holder(extent).serial
 
 
 def _grouped(extents: list[Extent], key: Callable[[Extent], Hashable]) -> list[list[Extent]]:
