@@ -111,6 +111,8 @@ class Devices:
 
     def least_busy(self) -> Device | None:
         """The device on which the fewest prompts run; None if none is up."""
+        if len(self.up) == 1:
+            return next(iter(self.up.values()))
         self._file()
         return self._by_load[0][2] if self._by_load else None
 

@@ -77,9 +77,11 @@ class PrefixSharing:
     def count(self, prompt: Prompt) -> None:
         """The prompt has started for the first time."""
         prompt.has_started = True
-        prompt.cached_tokens = min(prompt.context.computed, len(prompt.input_ids))
-        self.counters.queried += len(prompt.input_ids)
-        self.counters.hit += prompt.cached_tokens
+        num_input, counters = len(prompt.input_ids), self.counters
+        counters.queried += num_input
+        if prompt.context.computed:
+            prompt.cached_tokens = min(prompt.context.computed, num_input)
+            counters.hit += prompt.cached_tokens
 
     def retire(self, prompt: Prompt) -> None:
         """The prompt has ended: its context is for others."""

@@ -4,6 +4,8 @@ This is the engine without its sockets: the loop feeds it messages and carries o
 simulator feeds it simulated ones. It holds no clock and awaits nothing.
 """
 
+import sys
+
 from engine.device import Device
 from engine.fairness.policy import Policy, Task
 from engine.memory.pool import PagePool
@@ -54,9 +56,10 @@ class Scheduler:
             self._has_news[known] = None
             return
         self._serial += 1
+        tenant = sys.intern(submit.tenant)  # one string for all prompts: plans look tenants up by it
         task = Task(
             serial=self._serial,
-            tenant=submit.tenant,
+            tenant=tenant,
             weight=submit.weight,
             nice=submit.nice,
             arrival_ns=now_ns,
@@ -77,7 +80,7 @@ class Scheduler:
             num_sent=len(spec.output_ids),
             num_restored=len(spec.output_ids),
             tokens_per_s=submit.tokens_per_s,
-            salt=(submit.tenant, submit.cache_salt),
+            salt=(tenant, submit.cache_salt),
         )
         if self.store.shares_prefixes:
             prompt.pack()

@@ -11,24 +11,18 @@ places at every small lead, all of them would finish last.
 
 from typing import Generic
 
-from sortedcontainers import SortedList
-
 from engine.fairness.policy import Task
-from engine.fairness.run_queue import BisectList, E, virtual_granularity
+from engine.fairness.run_queue import E, SortedDeque, virtual_granularity
 from engine.fairness.tenants import Account
 from engine.fairness.two_level import TwoLevelPolicy
 from engine.fairness.weights import NICE_0_LOAD
 
 
 class LeastServedQueue(Generic[E]):
-    """Entities by the start of their request of `request_ns`, then serial; by vruntime if that is 0.
-    `entries` is an empty SortedList, or a BisectList for few."""
+    """Entities by the start of their request of `request_ns`, then serial; by vruntime if that is 0."""
 
-    def __init__(
-        self, entries: "SortedList | BisectList[E]", granularity_ns: int, *, request_ns: int = 0
-    ) -> None:
-        self._entries = entries
-        self._add = entries.add
+    def __init__(self, granularity_ns: int, *, request_ns: int = 0) -> None:
+        self._entries: SortedDeque[E] = SortedDeque()
         self._granularity_ns = granularity_ns
         self._request_ns = request_ns
         self._request_shares = request_ns * NICE_0_LOAD  # what it is worth, whatever the load
@@ -44,24 +38,22 @@ class LeastServedQueue(Generic[E]):
         done_ns = entity.vruntime_ns - entity.start_ns
         if not 0 <= done_ns * entity.load < self._request_shares:
             entity.start_ns = entity.vruntime_ns
-        self._add((entity.start_ns, entity.serial, entity))
+        self._entries.add((entity.start_ns, entity.serial, entity))
 
     def remove(self, entity: E) -> None:
         if self._entries[0][2] is entity:  # mostly: who goes first
-            self._entries.pop(0)
+            self._entries.popleft()
         else:
             self._entries.remove((entity.start_ns, entity.serial, entity))
 
     def first(self) -> E:
-        entity: E = self._entries[0][2]
-        return entity
+        return self._entries[0][2]
 
     def pop_first(self) -> E:
-        entity: E = self._entries.pop(0)[2]
-        return entity
+        return self._entries.popleft()[2]
 
     def floor_ns(self) -> int:
-        first: E = self._entries[0][2]
+        first = self._entries[0][2]
         return first.start_ns - first.projected_ns
 
     def outranks(self, waiting: E, waiting_ns: int, running: E, running_ns: int) -> bool:
@@ -82,7 +74,7 @@ class CfsPolicy(TwoLevelPolicy):
 
     def __init__(self, *, slice_ns: int, granularity_ns: int, memory_ns: int) -> None:
         def make_task_queue() -> LeastServedQueue[Task]:
-            return LeastServedQueue(SortedList(), granularity_ns, request_ns=slice_ns)
+            return LeastServedQueue(granularity_ns, request_ns=slice_ns)
 
-        tenants: LeastServedQueue[Account] = LeastServedQueue(BisectList(), granularity_ns)
+        tenants: LeastServedQueue[Account] = LeastServedQueue(granularity_ns)
         super().__init__(tenants, make_task_queue, slice_ns=slice_ns, memory_ns=memory_ns)

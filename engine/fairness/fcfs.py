@@ -1,8 +1,7 @@
 """First come, first served, and served to the end: what most engines do, and the baseline here."""
 
-from sortedcontainers import SortedList
-
 from engine.fairness.policy import Task
+from engine.fairness.run_queue import SortedDeque
 
 
 class FcfsPolicy:
@@ -16,28 +15,28 @@ class FcfsPolicy:
     recomputes = True
 
     def __init__(self) -> None:
-        self._queue = SortedList()  # (serial, task)
+        self._queue: SortedDeque[Task] = SortedDeque()  # (0, serial, task)
 
     def join(self, task: Task, now_ns: int) -> None:
         self.put_back(task, now_ns)
 
     def next_tenant(self, now_ns: int) -> str | None:
-        return self._queue[0][1].tenant if self._queue else None
+        return self._queue[0][2].tenant if self._queue else None
 
     def pick(self, now_ns: int) -> Task | None:
         if not self._queue:
             return None
-        task: Task = self._queue.pop(0)[1]
+        task = self._queue.popleft()[2]
         task.is_queued = False
         return task
 
     def take(self, task: Task, now_ns: int) -> None:
-        self._queue.remove((task.serial, task))
+        self._queue.remove((0, task.serial, task))
         task.is_queued = False
 
     def put_back(self, task: Task, now_ns: int) -> None:
         assert not task.is_queued
-        self._queue.add((task.serial, task))
+        self._queue.add((0, task.serial, task))
         task.is_queued = True
 
     def charge(self, task: Task, service_ns: int, now_ns: int) -> None:
@@ -60,6 +59,6 @@ class FcfsPolicy:
         return 0
 
     def check_integrity(self) -> None:
-        serials = [serial for serial, _ in self._queue]
+        serials = [serial for _, serial, _ in self._queue]
         assert serials == sorted(set(serials))
-        assert all(task.is_queued and task.serial == serial for serial, task in self._queue)
+        assert all(task.is_queued and task.serial == serial for _, serial, task in self._queue)

@@ -10,39 +10,38 @@ of m prompts of a tenant, among k of the same weight at n places, for 1.5 bounds
 of its tenant beside as many of each other one, twice because services may differ (`fairness.two_level`).
 """
 
-from bisect import insort
-from collections import deque
-
 from engine.fairness.policy import Task
+from engine.fairness.run_queue import SortedDeque
 
 _SPARE_ENTRIES = 64  # a line is rebuilt when it holds twice as many entries as prompts, and these
 
 
 class _Line:
-    """The waiting prompts of one tenant, by the time of their last token. `since_ns` is the truth; `entries`
-    also holds some of prompts that have left or come back since, which are dropped at its front.
+    """The waiting prompts of one tenant, by the time of their last token. `Task.waits_since_ns` is the truth;
+    `entries` also holds some of prompts that have left or come back since, which are dropped at its front.
 
     Who begins to wait had its last token after nearly all that wait, or goes back to the front where it was
     just taken: an end of a sorted deque is mostly the place, and neither end touches the others.
     """
 
-    __slots__ = ("entries", "since_ns")
+    __slots__ = ("entries", "num_waiting")
 
     def __init__(self) -> None:
-        self.since_ns: dict[Task, int] = {}
-        self.entries: deque[tuple[int, int, Task]] = deque()  # (last token, serial, task)
+        self.num_waiting = 0
+        self.entries: SortedDeque[Task] = SortedDeque()  # (last token, serial, task)
 
     def add(self, task: Task, last_token_ns: int) -> None:
-        self.since_ns[task] = last_token_ns
-        entry, entries = (last_token_ns, task.serial, task), self.entries
-        if not entries or entries[-1] < entry:
-            entries.append(entry)
-        elif entry < entries[0]:
-            entries.appendleft(entry)
-        else:
-            insort(entries, entry)
-        if len(entries) > 2 * len(self.since_ns) + _SPARE_ENTRIES:
-            self.entries = deque(sorted((ns, each.serial, each) for each, ns in self.since_ns.items()))
+        if task.waits_since_ns is None:
+            self.num_waiting += 1
+        task.waits_since_ns = last_token_ns
+        self.entries.add((last_token_ns, task.serial, task))
+        if len(self.entries) > 2 * self.num_waiting + _SPARE_ENTRIES:
+            self.entries = SortedDeque(self.waiting())
+
+    def waiting(self) -> list[tuple[int, int, Task]]:
+        """The entries that are true, each once."""
+        true = [entry for entry in self.entries if entry[2].waits_since_ns == entry[0]]
+        return list(dict.fromkeys(true))
 
 
 class GapQueue:
@@ -61,8 +60,13 @@ class GapQueue:
 
     def discard(self, task: Task) -> None:
         """The prompt runs, or is gone. It need not have waited."""
-        line = self._lines.get(task.tenant)
-        if line is not None and line.since_ns.pop(task, None) is not None and not line.since_ns:
+        if task.waits_since_ns is not None:
+            self._take(self._lines[task.tenant], task)
+
+    def _take(self, line: _Line, task: Task) -> None:
+        task.waits_since_ns = None
+        line.num_waiting -= 1
+        if not line.num_waiting:
             del self._lines[task.tenant]
 
     def is_overdue(self, last_token_ns: int, now_ns: int) -> bool:
@@ -74,20 +78,18 @@ class GapQueue:
         line = self._lines.get(tenant)
         if line is None:
             return None
-        entries = line.entries
-        while entries and now_ns - entries[0][0] > self._bound_ns:
+        entries, due_ns = line.entries, now_ns - self._bound_ns
+        while entries and entries[0][0] < due_ns:
             since_ns, _, task = entries.popleft()
-            if line.since_ns.get(task) == since_ns:
-                del line.since_ns[task]
-                if not line.since_ns:
-                    del self._lines[tenant]
+            if task.waits_since_ns == since_ns:
+                self._take(line, task)
                 return task
         return None
 
     def check_integrity(self) -> None:
         for tenant, line in self._lines.items():
-            assert line.since_ns
-            assert all(task.tenant == tenant for task in line.since_ns)
+            waiting = line.waiting()
+            assert len(waiting) == line.num_waiting > 0
+            assert all(task.tenant == tenant for _, _, task in waiting)
             entries = [entry[:2] for entry in line.entries]
             assert entries == sorted(entries)
-            assert {(since_ns, task.serial) for task, since_ns in line.since_ns.items()} <= set(entries)

@@ -34,6 +34,7 @@ class Task:
     load: int = 1024  # of the nice level, as `weights` has it
     stint_ns: int = 0  # charged since it was picked
     projected_ns: int = 0  # of its tenant's vruntime: what this stint is expected to cost, not charged yet
+    waits_since_ns: int | None = None  # from when its gap counts; None: it does not wait (`gap`)
     has_joined: bool = False
     is_queued: bool = False
 

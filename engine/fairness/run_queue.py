@@ -1,6 +1,7 @@
 """Queues of those who compete for the next place on a GPU: prompts of one tenant, or tenants."""
 
 from bisect import bisect_left, insort
+from collections import deque
 from typing import Protocol, TypeVar
 
 from engine.fairness.weights import virtual
@@ -24,6 +25,7 @@ class Entity(Protocol):
 E = TypeVar("E", bound=Entity)
 
 _ARRIVAL_SHIFT = 3  # an eighth
+_NEAR = 64  # entries at the front among which those who are put back are sought first
 
 
 class RunQueue(Protocol[E]):
@@ -88,6 +90,33 @@ class VirtualClock:
         self.arrival_ns += fluid_ns >> _ARRIVAL_SHIFT
         if self.arrival_ns < self.now_ns:
             self.arrival_ns = self.now_ns
+
+
+class SortedDeque(deque[tuple[int, int, E]]):
+    """Entries (key, serial, entity) in order; (key, serial) is unique.
+
+    Who begins to wait comes last, nearly always, and goes when it is first, or is put back where it was:
+    neither end of a deque touches what is between them, however much that is. In the middle a deque is no
+    slower than a list.
+    """
+
+    __slots__ = ()
+
+    def add(self, entry: tuple[int, int, E]) -> None:
+        if not self or self[-1] < entry:
+            self.append(entry)
+        elif entry < self[0]:
+            self.appendleft(entry)
+        elif len(self) > _NEAR and entry < self[_NEAR]:
+            insort(self, entry, hi=_NEAR)
+        else:
+            insort(self, entry)
+
+    def remove(self, entry: tuple[int, int, E]) -> None:
+        index = bisect_left(self, entry)
+        if index == len(self) or self[index] != entry:
+            raise ValueError(f"not in the queue: {entry[:2]}")
+        del self[index]
 
 
 class BisectList(list[tuple[int, int, E]]):

@@ -7,11 +7,8 @@ output as it is sampled. A tenant that had nothing waiting is lifted to the leas
 or, if nobody waits, to that of the tenant that was last to stop waiting.
 """
 
-from sortedcontainers import SortedList
-
 from engine.fairness.cfs import LeastServedQueue
 from engine.fairness.policy import Task
-from engine.fairness.run_queue import BisectList
 from engine.fairness.tenants import Account, Accounts
 from engine.fairness.weights import virtual
 
@@ -34,7 +31,7 @@ class VtcPolicy:
     recomputes = True
 
     def __init__(self, *, memory_ns: int) -> None:
-        self._tenants: LeastServedQueue[Account] = LeastServedQueue(BisectList(), 0)
+        self._tenants: LeastServedQueue[Account] = LeastServedQueue(0)
         self._accounts = Accounts(memory_ns)
         self._input_counts: dict[int, int] = {}  # by serial of prompts that were picked: what was counted
         self._last_to_wait: Account | None = None
@@ -160,4 +157,4 @@ class VtcPolicy:
 
 
 def _by_arrival() -> LeastServedQueue[Task]:
-    return LeastServedQueue(SortedList(), 0)
+    return LeastServedQueue(0)

@@ -158,8 +158,10 @@ class Context:
 
     def slice_tables(self) -> list[list[int]]:
         """By group, the local page of every index; ABSENT behind a window. All that is live is local."""
-        if self.parent is None and len(self.groups) == 1 and not self.groups[0].local.first:
-            return [self.groups[0].local.pages()]
+        if self.parent is None and len(self.groups) == 1:
+            table = self.groups[0].local
+            if not table.first:
+                return [table.pages()]
         tables: list[list[int]] = [[] for _ in self.groups]
         for context in (*reversed(self.ancestors()), self):
             for pages, group in zip(tables, context.groups, strict=True):

@@ -100,7 +100,7 @@ class LocalCopies:
         cached contexts give way, take back what was lent, evict what is idle longest. Else nothing changes,
         but lent pages are on their way back."""
         pool = self.pools[pool_id]
-        if count + spare <= pool.num_free:
+        if count + spare <= pool.num_free:  # nearly always while there is no contention
             return True
         if spare and count + spare > self.num_available(pool_id, besides=besides):
             return False

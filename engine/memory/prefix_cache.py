@@ -59,7 +59,7 @@ class PrefixCache:
             return self._take_over(parent, tokens)
         context.salt, context.indexed_at = salt, pool_id
         if parent is None:
-            context.node = self._tree.attach(self._tree.root(pool_id, salt), 0, tokens, context)
+            context.node = self._tree.plant(pool_id, salt, tokens, context)
             return context
         if parent.is_growing or prefix.end < parent.computed:
             parent = self._split(parent, prefix.end)
@@ -149,7 +149,7 @@ class PrefixCache:
         context.indexed_at = pool_id
         tokens = context.node.tokens
         self._tree.detach(context.node)
-        context.node = self._tree.attach(self._tree.root(pool_id, context.salt), 0, tokens, context)
+        context.node = self._tree.plant(pool_id, context.salt, tokens, context)
 
     def leave(self, context: Context) -> None:
         """A prompt's context that does not run and has nothing of its own forgets its ancestors: it is

@@ -89,6 +89,13 @@ class PrefixTree(Generic[Owner]):
         """A new node below `parent` with the run `tokens`. It is not found if it has less than a page, or if
         another child begins with the same page."""
         assert start == parent.end
+        return self._add(parent, start, tokens, owner)
+
+    def plant(self, place: int, salt: Hashable, tokens: bytes, owner: Owner) -> PrefixNode[Owner]:
+        """`attach` to the root of this place and salt."""
+        return self._add(self.root(place, salt), 0, tokens, owner)
+
+    def _add(self, parent: PrefixNode[Owner], start: int, tokens: bytes, owner: Owner) -> PrefixNode[Owner]:
         node = PrefixNode(start, tokens, owner, parent)
         parent.num_children += 1
         self._show(node)

@@ -1,5 +1,3 @@
-from sortedcontainers import SortedList
-
 from engine.fairness import Task, make_policy
 from engine.fairness.cfs import LeastServedQueue
 
@@ -7,7 +5,7 @@ from .device import MS
 
 
 def test_equal_vruntimes_go_by_serial() -> None:
-    queue: LeastServedQueue[Task] = LeastServedQueue(SortedList(), 0)
+    queue: LeastServedQueue[Task] = LeastServedQueue(0)
     tasks = [Task(serial, "a", 1.0, 0, 0) for serial in (2, 0, 1)]
     for task in tasks:
         queue.add(task)

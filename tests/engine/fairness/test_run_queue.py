@@ -1,6 +1,6 @@
 import pytest
 
-from engine.fairness.run_queue import BisectList, VirtualClock
+from engine.fairness.run_queue import BisectList, SortedDeque, VirtualClock
 
 
 def test_the_clock_follows_whoever_is_served() -> None:
@@ -37,3 +37,16 @@ def test_bisect_list_keeps_order_and_removes_what_is_there() -> None:
         entries.remove((1, 2, None))
     with pytest.raises(ValueError, match="not in the list"):
         entries.remove((3, 2, None))
+
+
+def test_sorted_deque_keeps_order_and_removes_what_is_there() -> None:
+    entries: SortedDeque[None] = SortedDeque()
+    for entry in [(2, 1, None), (1, 1, None), (1, 2, None), (3, 0, None)]:
+        entries.add(entry)
+    assert list(entries) == [(1, 1, None), (1, 2, None), (2, 1, None), (3, 0, None)]
+    entries.remove((1, 2, None))
+    assert list(entries) == [(1, 1, None), (2, 1, None), (3, 0, None)]
+    with pytest.raises(ValueError, match="not in the queue"):
+        entries.remove((1, 2, None))
+    with pytest.raises(ValueError, match="not in the queue"):
+        entries.remove((4, 2, None))

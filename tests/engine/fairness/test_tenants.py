@@ -1,12 +1,10 @@
-from sortedcontainers import SortedList
-
 from engine.fairness.cfs import LeastServedQueue
 from engine.fairness.policy import Task
 from engine.fairness.tenants import Accounts
 
 
 def make_queue() -> LeastServedQueue[Task]:
-    return LeastServedQueue(SortedList(), 0)
+    return LeastServedQueue(0)
 
 
 def test_a_tenant_without_debt_is_forgotten_at_once() -> None:
