@@ -81,7 +81,7 @@ class Planner:
             self._vacate(device, now_ns)
             self._mirror_idle(device)
         while self._fill(now_ns) and not self.turns.num_running:
-            continue  # a context was dropped, and no event would bring another plan
+            self.prefixes.begin_plan()  # a context was dropped, and no event would bring another plan
         self._mirror_running(devices)
         self._reclaim()
         return self.devices.touched(devices)
