@@ -34,7 +34,7 @@ class Progress:
 
     def __init__(self, policy: Policy, planner: Planner, slice_log: SliceLog) -> None:
         self.counters = SchedulerCounters()
-        self.has_news: dict[Prompt, None] = {}  # with tokens, or an end, that its api was not sent
+        self.with_news: dict[Prompt, None] = {}  # with tokens, or an end, that its api was not sent
         self._policy = policy
         self._planner = planner
         self.slice_log = slice_log
@@ -105,7 +105,7 @@ class Progress:
         prompt.last_token_ns = now_ns
         counters.output_tokens += 1
         self._policy.charge_tokens(prompt.task, 1, now_ns)
-        self.has_news[prompt] = None
+        self.with_news[prompt] = None
 
     def _keep_logprobs(self, device: Device, step: Step) -> None:
         for row in step.logprobs.keys() | step.prompt_logprobs.keys():

@@ -42,7 +42,7 @@ class Scheduler:
         self.prompts: dict[str, Prompt] = {}
         self.devices: dict[str, Device] = {}
         self.needs_plan = False
-        self._has_news = self.progress.has_news  # tokens or an end that its api was not sent yet
+        self._with_news = self.progress.with_news  # tokens or an end that its api was not sent yet
         self._serial = 0
 
     # ------------------------------------------------------------------ prompts
@@ -53,7 +53,7 @@ class Scheduler:
         if known is not None:
             known.api_id = api_id
             known.num_sent = len(spec.output_ids)
-            self._has_news[known] = None
+            self._with_news[known] = None
             return
         self._serial += 1
         tenant = sys.intern(submit.tenant)  # one string for all prompts: plans look tenants up by it
@@ -103,11 +103,11 @@ class Scheduler:
     def take_deltas(self) -> dict[str, list[TokenDelta]]:
         """What has not been sent yet, by api id. A finished prompt is forgotten with its last delta."""
         deltas: dict[str, list[TokenDelta]] = {}
-        for prompt in self._has_news:
+        for prompt in self._with_news:
             deltas.setdefault(prompt.api_id, []).append(prompt.take_delta())
             if prompt.finish is not None:
                 del self.prompts[prompt.prompt_id]
-        self._has_news.clear()
+        self._with_news.clear()
         return deltas
 
     # ------------------------------------------------------------------ runners
@@ -258,12 +258,12 @@ class Scheduler:
         if reason is FinishReason.ABORT:
             self._forget(prompt)
         else:
-            self._has_news[prompt] = None
+            self._with_news[prompt] = None
         self.needs_plan = True
 
     def _forget(self, prompt: Prompt) -> None:
         """Nobody wants to hear of the prompt any more."""
-        self._has_news.pop(prompt, None)
+        self._with_news.pop(prompt, None)
         del self.prompts[prompt.prompt_id]
 
     # ------------------------------------------------------------------ state

@@ -108,11 +108,6 @@ class Context:
             count += group.local.num_pages
         return count
 
-    @property
-    def num_mirrored(self) -> int:
-        """Pages of the mirror, those that moves in flight will fill among them."""
-        return sum([group.mirror.num_pages for group in self.groups])
-
     def extents_in(self, pools: Container[int]) -> list[Extent]:
         """Where the mirror lies in these tiers."""
         extents = [extent for group in self.groups for extent in group.mirror.extents]

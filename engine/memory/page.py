@@ -36,6 +36,18 @@ class PageLayout(Struct, frozen=True):
         plane_bytes = 2 * self.page_tokens * self.kv_heads * self.head_dim * self.element_bytes
         return self.layers_per_page * plane_bytes
 
+    def places(self) -> dict[int, tuple[int, int]]:
+        """Of each layer of the model: its group, and its plane in the pages of that group."""
+        return {
+            layer: (index, plane)
+            for index, group in enumerate(self.groups)
+            for plane, layer in enumerate(group.layers)
+        }
+
+    def windowed(self) -> list[int]:
+        """Groups of which late tokens do not read the first pages."""
+        return [index for index, group in enumerate(self.groups) if group.window is not None]
+
     def num_pages(self, num_tokens: int) -> int:
         """Pages per group that hold `num_tokens` positions."""
         return -(-num_tokens // self.page_tokens)

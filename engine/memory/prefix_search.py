@@ -33,7 +33,7 @@ class PrefixSearch:
         self._page_tokens = layout.page_tokens
         self._layout = layout
         self._tree = tree
-        self._windowed = [group for group, layers in enumerate(layout.groups) if layers.window is not None]
+        self._windowed = layout.windowed()
 
     def find(self, salt: Hashable, tokens: bytes) -> Mapping[int, Prefix]:
         """How much of a prompt devices have, by pool, where it is anything. `tokens` are all of it; the last

@@ -45,7 +45,7 @@ class StoreBase:
             )
             self._reclaim.cache = self._copying.cache = self._prefixes
             self._demotion = Demotion(self._local, self._mirrors, self._moves, self._prefixes)
-        self._windowed = [group for group, layers in enumerate(layout.groups) if layers.window is not None]
+        self._windowed = layout.windowed()
         self._last_serial = 0
 
     @property

@@ -60,11 +60,7 @@ class CpuPool:
             (rows[2 * plane * layout.page_tokens :], rows[(2 * plane + 1) * layout.page_tokens :])
             for plane in range(layout.layers_per_page)
         ]
-        self.plane_of_layer = {
-            layer: (index, plane)
-            for index, group in enumerate(layout.groups)
-            for plane, layer in enumerate(group.layers)
-        }
+        self.plane_of_layer = layout.places()
 
     def slots(self, table: Sequence[int], first: int, end: int) -> Slots:
         """Slots of the positions `first` to `end` (exclusive) of a context with this page table."""

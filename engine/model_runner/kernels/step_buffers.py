@@ -64,11 +64,7 @@ class StepBuffers(ABC):
             dtype=torch.int32,
             device=device,
         )
-        self.place_of_layer = {
-            layer: (index, plane)
-            for index, group in enumerate(layout.groups)
-            for plane, layer in enumerate(group.layers)
-        }
+        self.place_of_layer = layout.places()
 
     def plan(self, num_decoding: int, num_tiles: int) -> None:
         """Say what the step's tokens are: `num_decoding` rows at `slots` and `positions`, then `num_tiles`
