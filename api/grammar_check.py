@@ -1,6 +1,8 @@
 """Checking clients' grammars in processes of their own, within bounds of time and memory."""
 
 import asyncio
+import logging
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections import OrderedDict
@@ -8,8 +10,10 @@ from contextlib import suppress
 
 import msgspec
 
-from api.errors import unavailable
+from api.errors import ApiError, unavailable
 from engine.messages import Grammar
+
+logger = logging.getLogger(__name__)
 
 MAX_PROCESSES = 2
 CHECK_CPU_S = 2.0  # of the checker's own time: neither its start nor a busy machine counts against a grammar
@@ -17,6 +21,8 @@ WAIT_S = 60.0  # for a checker that has not had so much CPU time by then
 MAX_REMEMBERED = 256
 
 TOO_COSTLY = "it takes too much time or memory"
+# How too much time, stack or memory ends a checker. Whatever else ends one, its grammar is not to blame.
+_COSTLY_ENDS = {-signal.SIGPROF, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT}
 
 
 class GrammarChecks:
@@ -31,7 +37,7 @@ class GrammarChecks:
 
     async def problem_with(self, grammar: Grammar) -> str:
         """What is wrong with the grammar; nothing if it can be used. Raises ApiError (503) if that cannot be
-        found out in time."""
+        found out, or not in time."""
         if grammar in self._good:
             self._good.move_to_end(grammar)
             return ""
@@ -50,31 +56,28 @@ class GrammarChecks:
 
     async def _ask(self, grammar: Grammar) -> str:
         process = await self._take()
-        try:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(msgspec.json.encode(grammar) + b"\n")
-            async with asyncio.timeout(WAIT_S):
-                answer = await process.stdout.readline()
-        except TimeoutError:
-            await _end(process)
-            raise unavailable("The grammar could not be checked in time", "overloaded") from None
-        except BaseException:
-            await _end(process)
-            raise
-        if not answer:
-            await _end(process)
+        answer = await _answer_of(process, msgspec.json.encode(grammar) + b"\n")
+        if answer:
+            self._idle.append(process)
+            return msgspec.json.decode(answer, type=str)
+        status = await _end(process)
+        if status in _COSTLY_ENDS:
             return TOO_COSTLY
-        self._idle.append(process)
-        return msgspec.json.decode(answer, type=str)
+        raise _failed(f"ended with status {status}")
 
     async def _take(self) -> Process:
-        """A checker that waits and lives, or a new one."""
+        """A checker that waits and lives, or a new one. Raises ApiError."""
         while self._idle:
             process = self._idle.pop()
             if process.returncode is None:
                 return process
-        return await _start()
+        try:
+            process = await _start()
+        except OSError as error:
+            raise _failed(f"cannot be started: {error}") from None
+        if not await _answer_of(process):
+            raise _failed(f"ended with status {await _end(process)} before it was ready")
+        return process
 
 
 async def _start() -> Process:
@@ -83,7 +86,32 @@ async def _start() -> Process:
     )
 
 
-async def _end(process: Process) -> None:
+async def _answer_of(process: Process, question: bytes = b"") -> bytes:
+    """The next line of a checker; nothing if it has ended. Raises ApiError if none comes in time, which ends
+    the checker, as does a caller who goes away."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(question)
+    try:
+        async with asyncio.timeout(WAIT_S):
+            return await process.stdout.readline()
+    except TimeoutError:
+        await _end(process)
+        raise unavailable("The grammar could not be checked in time", "overloaded") from None
+    except BaseException:
+        await _end(process)
+        raise
+
+
+def _failed(how: str) -> ApiError:
+    """A checker has failed, for which no grammar is to blame."""
+    logger.error("a grammar checker %s", how)
+    return unavailable("The grammar could not be checked: its checker failed", "overloaded")
+
+
+async def _end(process: Process) -> int:
+    """Have a checker end, if it has not. Returns its exit status."""
     with suppress(ProcessLookupError):
         process.kill()
     await process.communicate()
+    return await process.wait()

@@ -3,11 +3,12 @@ does not survive, ends this process and no other.
 
     python -m api.grammar_checker --cpu-s=SECONDS
 
-Reads grammars from standard input and writes what is wrong with each, one JSON value a line. A grammar that
-costs more CPU time than that ends it.
+Writes an empty line once it is ready; then reads grammars from standard input and writes what is wrong with
+each, one JSON value a line. A grammar that costs more CPU time than that ends it.
 """
 
 import argparse
+import os
 import resource
 import signal
 import sys
@@ -54,11 +55,19 @@ def _first_problem(compiled: str) -> str:
 
 def _serve(cpu_s: float) -> None:
     decoder = msgspec.json.Decoder(Grammar)
+    _say(b"")
     for line in sys.stdin.buffer:
-        with _ended_after(cpu_s):
-            problem = problem_with(decoder.decode(line))
-        sys.stdout.buffer.write(msgspec.json.encode(problem) + b"\n")
-        sys.stdout.buffer.flush()
+        try:
+            with _ended_after(cpu_s):
+                problem = problem_with(decoder.decode(line))
+        except MemoryError:
+            os.abort()
+        _say(msgspec.json.encode(problem))
+
+
+def _say(line: bytes) -> None:
+    sys.stdout.buffer.write(line + b"\n")
+    sys.stdout.buffer.flush()
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import signal
+import sys
 
 import msgspec
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api import grammar_check
+from api.errors import ApiError
 from api.grammar_check import TOO_COSTLY, GrammarChecks
 from api.grammar_checker import NOTHING_FITS, problem_with
 from engine.messages import BAD_GRAMMAR, NO_GRAMMARS, Grammar, GrammarKind
@@ -66,6 +69,44 @@ def test_a_checker_that_ended_while_it_waited_is_not_the_grammars_fault() -> Non
         (checker,) = checks._idle
         checker.kill()  # as the system does for want of memory
         await checker.wait()
+        assert await checks.problem_with(Grammar(kind=GrammarKind.REGEX, source="b")) == ""
+        await checks.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("executable", ["/nonexistent/python", "/bin/false"])
+def test_a_checker_that_cannot_start_is_not_the_grammars_fault(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, executable: str
+) -> None:
+    async def test() -> None:
+        async with running_api() as api:
+            monkeypatch.setattr(sys, "executable", executable)
+            failed = await api.complete(guided_regex="a")
+            assert (failed.status, failed.json["error"]["code"]) == (503, "overloaded")
+            assert failed.json["error"]["type"] == "server_error"
+            assert "retry-after" in failed.headers
+            assert any("a grammar checker " in record.message for record in caplog.records)
+            monkeypatch.undo()
+            assert (await api.complete(guided_regex="a")).status == 200
+
+    run(test())
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_checker_that_somebody_kills_is_not_the_grammars_fault(number: signal.Signals) -> None:
+    async def test() -> None:
+        checks = GrammarChecks()
+        assert await checks.problem_with(Grammar(kind=GrammarKind.REGEX, source="a")) == ""
+        (checker,) = checks._idle
+        checker.send_signal(signal.SIGSTOP)
+        asking = asyncio.create_task(checks.problem_with(Grammar(kind=GrammarKind.REGEX, source="b")))
+        await until(lambda: not checks._idle)
+        checker.send_signal(number)
+        checker.send_signal(signal.SIGCONT)
+        with pytest.raises(ApiError) as failed:
+            await asking
+        assert failed.value.status == 503
         assert await checks.problem_with(Grammar(kind=GrammarKind.REGEX, source="b")) == ""
         await checks.close()
 
