@@ -6,8 +6,9 @@ Needs one GPU; with two or more, the other pool lies on the last one, across the
 child process makes a pool there, fills it, sends its descriptors and is killed with SIGKILL. Then the
 runner's own code maps the pool on the first GPU, every byte is compared, and all pages are moved in a random
 order, in the ways that moves can be made, as shares of one large copy of as many bytes over the same path,
-timed in the same run. Times are the host's, from the first call until the last move is known to be complete;
-in brackets the share by the device's clock, which leaves out what the host did between two launches.
+timed in the same run; each copy is issued by the GPU that has the source, unless it says otherwise. Times are
+the host's, from the first call until the last move is known to be complete; in brackets the share by the
+device's clock, which leaves out what the host did between two launches.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from statistics import median
 
 import torch
 
-from bench.movers import ENGINES, Mover, Ways, kernel, large_rate
+from bench.movers import ENGINES, Mover, Pools, Ways, issued_here, kernel, large_rate
 from engine.memory.regions import create_region, receive_descriptors, send_descriptors
 from engine.memory.transfer_cuda import CudaTransfers, MoveTuning
 from engine.messages import Attach, PoolSpec
@@ -45,16 +46,19 @@ WANTED = {
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A way to make moves, of pages of which `run_pages` lie side by side, in random order or by source."""
+    """A way to make moves, of pages of which `run_pages` lie side by side, in random order or by source; all
+    issued by GPU 0, or by the GPU that has the source."""
 
     tuning: MoveTuning
     run_pages: int = 1
     is_sorted: bool = False
+    is_issued_here: bool = False
 
 
 VARIANTS: dict[str, Variant] = {
     "as served": Variant(MoveTuning()),
     "engines": Variant(ENGINES),
+    "engines of this GPU alone": Variant(ENGINES, is_issued_here=True),
     "engines, sorted by source": Variant(ENGINES, is_sorted=True),
     "engines, runs of 4 pages": Variant(ENGINES, run_pages=4),
     "engines, runs of 8 pages": Variant(ENGINES, run_pages=8),
@@ -191,10 +195,11 @@ class Check:
     def print_rates(self) -> None:
         """A row for each variant, a column for each way."""
         ways = PEER_WAYS | HOST_WAYS
-        limits = {name: large_rate(self.pools, way, self.size.num_bytes) for name, way in ways.items()}
+        limits = self.limits(self.pools)
         print("| | " + " | ".join(ways) + " | host time |\n|" + " --- |" * (len(ways) + 2))
-        copies = [f"{limit / 1e9:.1f} GB/s" for limit in limits.values()]
-        print("| one large copy | " + " | ".join(copies) + " | |")
+        here = self.limits(issued_here(self.pools))
+        for name, rates in (("one large copy a way", limits), ("the same, all issued here", here)):
+            print(f"| {name} | " + " | ".join(f"{rate / 1e9:.1f} GB/s" for rate in rates.values()) + " | |")
         wanted = WANTED[self.size.page_bytes // 1024]
         print("| wanted | " + " | ".join(f"{wanted[w]:.2f}" if w in wanted else "" for w in ways) + " | |")
         for name, variant in VARIANTS.items():
@@ -207,6 +212,11 @@ class Check:
                 print(f"| {name} | " + " | ".join(cells) + f" | {self.host_ms(variant):.2f} ms |", flush=True)
             except Exception as error:  # the others go on
                 print(f"| {name} | failed: {error!r} |", flush=True)
+
+    def limits(self, pools: Pools) -> dict[str, float]:
+        """Bytes per second of large copies, by way."""
+        ways = PEER_WAYS | HOST_WAYS
+        return {name: large_rate(pools, way, self.size.num_bytes) for name, way in ways.items()}
 
     def write_contents(self) -> None:
         """Have in the other pool what its maker wrote."""
@@ -239,7 +249,8 @@ class Check:
         return f"{rates[0] / limit:.3f} ({rates[1] / limit:.3f})"
 
     def mover(self, variant: Variant) -> Mover:
-        return Mover(self.pools, self.compute, variant.tuning)
+        pools = issued_here(self.pools) if variant.is_issued_here else self.pools
+        return Mover(pools, self.compute, variant.tuning)
 
     def host_ms(self, variant: Variant) -> float:
         """What the first look at a fetch of 2,048 pages takes the runner's loop."""

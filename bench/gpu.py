@@ -95,7 +95,11 @@ def random_pool(layout: PageLayout, num_pages: int, scale: float = 1.0) -> torch
     shape = (
         num_pages, layout.layers_per_page, 2, layout.page_tokens, layout.kv_heads, layout.head_dim,
     )  # fmt: skip
-    pool = torch.empty(shape, dtype=torch.bfloat16, device="cuda")
+    return fill(torch.empty(shape, dtype=torch.bfloat16, device="cuda"), scale)
+
+
+def fill(pool: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """Put random numbers into a pool."""
     for part in pool.split(1024):
         part.normal_(std=scale)
     return pool
@@ -137,6 +141,7 @@ def make_rig(
     capture: bool = True,
     grammars: Grammars | None = None,
     num_layers: int | None = None,
+    make_pool: Callable[[PageLayout, int], torch.Tensor] = random_pool,
 ) -> Rig:
     """A dummy model of the Llama-3.1-8B shape, or of so many of its layers, ready to run. Says how long each
     part took."""
@@ -162,7 +167,7 @@ def make_rig(
     model.set_attn_implementation(attention.NAME)
     took("random weights")
     layout = families.layout(config, PAGE_TOKENS, torch.bfloat16)
-    pool = random_pool(layout, num_pages)
+    pool = make_pool(layout, num_pages)
     took(f"pool of {pool.nbytes / 2**30:.1f} GiB")
     stages: list[str] = []
 

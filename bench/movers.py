@@ -5,7 +5,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle
 from statistics import median
 
@@ -13,11 +14,11 @@ import torch
 from cuda.bindings import runtime
 
 from engine.memory.cuda_calls import unwrap
-from engine.memory.cuda_copy import driver_batch_copy
 from engine.memory.regions import receive_descriptors
-from engine.memory.transfer_cuda import CudaPool, CudaTransfers, MoveTuning
+from engine.memory.transfer_cuda import CudaTransfers, MoveTuning
+from engine.memory.transfer_paths import CudaPool, sender_of
 from engine.messages import Move
-from engine.model_runner.cuda_device import move as move_by_kernel
+from engine.model_runner.cuda_device import move_stream
 
 Pools = Mapping[int, CudaPool]
 Ways = Sequence[tuple[int, int]]
@@ -42,8 +43,7 @@ class Mover:
         compute: torch.cuda.Stream,
         tuning: MoveTuning | None = None,
     ) -> None:
-        place = torch.device("cuda", 0)
-        self._transfers = CudaTransfers(place, pools, compute, move_by_kernel, driver_batch_copy(), tuning)
+        self._transfers = CudaTransfers(0, pools, compute, move_stream, tuning)
         self._pools = pools
         self._num_moves = 0
         self.open: dict[int, Move] = {}
@@ -137,23 +137,37 @@ def lend(index: int, num_bytes: int, segment_bytes: int) -> list[int]:
     return descriptors
 
 
+def issued_here(pools: Pools) -> dict[int, CudaPool]:
+    """The same pools, for which GPU 0 issues all copies."""
+    return {pool: replace(each, reached_by=frozenset()) for pool, each in pools.items()}
+
+
 def large_rate(pools: Pools, ways: Ways, num_bytes: int, repeats: int = 5) -> float:
-    """Bytes per second of one copy per way, `num_bytes` in all, nothing else running. Median of some runs."""
-    streams = [torch.cuda.Stream(0) for _ in ways]  # two of torch's pool in a row are not the same
+    """Bytes per second of one copy per way, `num_bytes` in all, nothing else running, issued by the GPUs that
+    would send pages. Median of some runs."""
+    senders = [sender_of(pools[src], pools[dst], 0) for src, dst in ways]
+    streams = [torch.cuda.Stream(sender) for sender in senders]  # two of torch's pool in a row differ
     each = num_bytes // len(ways)
     times = []
     for _ in range(1 + repeats):
-        torch.cuda.synchronize()
+        synchronize(senders)
         start = time.perf_counter()
         for i, (src, dst) in enumerate(ways):
-            result = runtime.cudaMemcpyAsync(
-                pools[dst].pages.data_ptr() + i * each,
-                pools[src].pages.data_ptr() + i * each,
-                each,
-                runtime.cudaMemcpyKind.cudaMemcpyDefault,
-                runtime.cudaStream_t(streams[i].cuda_stream),
-            )
+            with torch.cuda.device(senders[i]):
+                result = runtime.cudaMemcpyAsync(
+                    pools[dst].pages.data_ptr() + i * each,
+                    pools[src].pages.data_ptr() + i * each,
+                    each,
+                    runtime.cudaMemcpyKind.cudaMemcpyDefault,
+                    runtime.cudaStream_t(streams[i].cuda_stream),
+                )
             unwrap("cudaMemcpyAsync", result)
-        torch.cuda.synchronize()
+        synchronize(senders)
         times.append(time.perf_counter() - start)
     return num_bytes / median(times[1:])
+
+
+def synchronize(devices: Iterable[int]) -> None:
+    """Wait for GPU 0 and these."""
+    for device in {0, *devices}:
+        torch.cuda.synchronize(device)

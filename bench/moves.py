@@ -7,11 +7,11 @@ moves from and to host memory beside them, for which one GPU is enough. In `peer
 and `rotation` the last GPU lends, through `engine.model_runner.lender`; with a third one, reclaim goes
 there too.
 
-Limits are large copies of the same run. A step's time is between its own CUDA events; with the gap, to the
-end of the step before it: so it counts what moves cost the runner's loop too. Compute waits are the time
-between the end of a step and the start of the next, by CUDA events on the compute stream
-(`StepResult.idle_ns`). On the host, all contexts of a rotation lie in the same pages, so that pinning takes
-seconds: what is moved is as much.
+Limits are large copies of the same run, each issued by the GPU that has its source, as moves are. A step's
+time is between its own CUDA events; with the gap, to the end of the step before it: so it counts what moves
+cost the runner's loop too. Compute waits are the time between the end of a step and the start of the next, by
+CUDA events on the compute stream (`StepResult.idle_ns`). On the host, all contexts of a rotation lie in the
+same pages, so that pinning takes seconds: what is moved is as much.
 """
 
 import argparse
@@ -19,101 +19,32 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import torch
 
-from bench.gpu import Rig, attempt, machine, make_rig
-from bench.movers import Feed, Mover, Pools, Ways, kernel, large_rate, lend, split
-from engine.memory.regions import create_region
-from engine.memory.transfer_cuda import CudaPool, CudaTransfers
-from engine.messages import Attach, PoolSpec, Sampling
+from bench.gpu import attempt
+from bench.move_rig import BATCH, DOWN, FETCH, HOST, LOCAL, MIRROR, OTHER_PEER, PEER, UP, MoveRig
+from bench.movers import Feed, Mover, Pools, Ways, issued_here, kernel, split
+from engine.messages import Sampling
 from engine.model_runner.batch import PendingStep, Row, StepResult, StepRow
-from engine.model_runner.cuda_device import CudaDevice
-from engine.model_runner.device_step import StepOptions
 
-LOCAL, PEER, HOST, OTHER_PEER, SCRATCH = 1, 2, 3, 4, 5
-BATCH, CONTEXT, SLICE_S = 64, 4096, 0.25
+CONTEXT, SLICE_S = 4096, 0.25
 FETCH_PAGES, RECLAIM_PAGES = 256, 64  # pages of a move: a context of 4,096 tokens, one of 1,024
 WARM_STEPS, STEPS = 12, 52
-SEGMENT_BYTES = 2**28
-RECLAIM_BYTES, LARGE_BYTES = 20 * 2**30, 4 * 2**30
+RECLAIM_BYTES = 20 * 2**30
 
-FETCH, MIRROR, UP, DOWN = (PEER, LOCAL), (LOCAL, PEER), (HOST, LOCAL), (LOCAL, HOST)
 PARTS = ("alone", "host", "peer", "small", "rotation")
 POOL_GIB, ROTATION_POOL_GIB = 40, 72
 SMALL_PAGE_BYTES = 2**16
-LIMIT_WAYS: tuple[tuple[tuple[int, int], ...], ...] = ((FETCH,), (MIRROR,), (FETCH, MIRROR), (UP,), (DOWN,))
 PROBES, PROBE_BYTES, PROBE_PAUSE_S = 100, 4096, 0.005
 
 
-class Bench:
-    """A rig on GPU 0, pools of lenders (if `peer_gib`) and of the host, and the rows of the table."""
-
-    def __init__(self, pool_gib: float, peer_gib: float, host_gib: float) -> None:
-        self.rows: list[tuple[str, ...]] = []
-        options = StepOptions(max_batch=2 * BATCH, max_step_tokens=2048, max_model_len=8192)
-        self.rig: Rig = make_rig(options, int(pool_gib * 2**30) // 2**21, capture=False)
-        self.rig.executor.capture(lambda stage, fraction: None, (BATCH,))
-        pool = self.rig.executor._step.paged.pool
-        self.page_bytes = self.rig.layout.page_bytes
-        local = pool.view(torch.uint8).view(pool.shape[0], self.page_bytes)
-        self.pools = {**self.attach(peer_gib, host_gib), LOCAL: CudaPool(local, is_local=True)}
-        stream = self.rig.executor.stream
-        assert stream is not None
-        self.compute = stream
-        there = [ways for ways in LIMIT_WAYS if all(set(way) <= self.pools.keys() for way in ways)]
-        self.limits = {ways: large_rate(self.pools, ways, LARGE_BYTES) for ways in there}
-
-    def attach(self, peer_gib: float, host_gib: float) -> dict[int, CudaPool]:
-        """Map what the other GPUs lend, and a host pool."""
-        specs, descriptors = [self.spec(SCRATCH, "cuda", "cuda:0", 128)], []
-        others = range(torch.cuda.device_count() - 1, 0, -1) if peer_gib else range(0)
-        for pool_id, index in zip((PEER, OTHER_PEER), others, strict=False):
-            num_bytes = int((peer_gib if pool_id == PEER else 24) * 2**30)
-            made = lend(index, num_bytes, SEGMENT_BYTES)
-            torch.zeros(1, device=f"cuda:{index}")  # keeps it awake, as the engine does
-            num_pages = len(made) * SEGMENT_BYTES // self.page_bytes
-            specs.append(self.spec(pool_id, "cuda", f"cuda:{index}", num_pages, len(descriptors)))
-            descriptors += made
-        host_pages = int(host_gib * 2**30) // self.page_bytes
-        specs.append(self.spec(HOST, "host", "host", host_pages, len(descriptors)))
-        descriptors.append(create_region("host", host_pages * self.page_bytes))
-        attached = CudaDevice(0).attach(Attach(local=SCRATCH, pools=specs), descriptors)
-        assert not attached.unreachable, attached.unreachable
-        assert isinstance(attached.transfers, CudaTransfers)
-        return attached.transfers.pools
-
-    def spec(self, pool: int, kind: str, device: str, num_pages: int, region: int | None = None) -> PoolSpec:
-        return PoolSpec(
-            pool=pool,
-            kind=kind,
-            device=device,
-            num_pages=num_pages,
-            page_bytes=self.page_bytes,
-            region=region,
-            segment_bytes=SEGMENT_BYTES,
-        )
-
-    def pages_of(self, pool: int, count: int) -> list[int]:
-        """Random pages; of a pool with fewer, the same again."""
-        pages = torch.randperm(len(self.pools[pool].pages)).tolist()
-        return (pages * -(-count // len(pages)))[:count]
-
-    def decode(self, rows: list[Row], num_steps: int, on_step: Callable[[int], object]) -> list[StepResult]:
-        """Decode from position 1,024; `on_step` is called after each launch, as the runner looks at moves."""
-        pending: deque[PendingStep] = deque()
-        results: list[StepResult] = []
-        for count in range(num_steps):
-            ids = [7] if count == 0 else None
-            step = [StepRow(row, 1024 + count, 1, ids, sample=True) for row in rows]
-            pending.append(self.rig.executor.launch(step))
-            on_step(count)
-            if len(pending) == self.rig.executor.depth:
-                results.append(pending.popleft().result())
-        return results + [step.result() for step in pending]
+class Bench(MoveRig):
+    """The parts; each adds rows to the table."""
 
     # ------------------------------------------------------------------ interference
 
@@ -124,7 +55,7 @@ class Bench:
     def small_interference(self, what: str, way: tuple[int, int], *, by_kernel: bool) -> None:
         """The same with small pages; by a kernel, if the transfers look at a stream that is always idle."""
         pools = {
-            pool: CudaPool(each.pages.view(-1, SMALL_PAGE_BYTES), each.is_local)
+            pool: replace(each, pages=each.pages.view(-1, SMALL_PAGE_BYTES))
             for pool, each in self.pools.items()
         }
         mover = Mover(pools, torch.cuda.Stream(0), kernel(8)) if by_kernel else Mover(pools, self.compute)
@@ -243,10 +174,14 @@ class Bench:
         text = f"{idle_s / wall_s:.2%} of {wall_s:.2f} s ({moved:.0f} GB/s fetched)"
         self.rows.append((f"rotation over {name}: compute waits", "as served", text, "", "", "", wanted))
 
-    def reclaim(self, dst: int, name: str, wanted: str) -> None:
-        """Move 20 GiB out of the lender, as the borrower's runner does when it wants them back."""
+    def reclaim_to_lender(self, *, by_kernel: bool) -> None:
+        self.reclaim(OTHER_PEER, "another lender", "100 ms, 5 ms", by_kernel=by_kernel)
+
+    def reclaim(self, dst: int, name: str, wanted: str, *, by_kernel: bool = False) -> None:
+        """Move 20 GiB out of the lender, as the borrower's runner does when it wants them back; by a kernel,
+        as where the lender cannot send for it."""
         count = RECLAIM_BYTES // self.page_bytes
-        mover = Mover(self.pools, self.compute)
+        mover = Mover(issued_here(self.pools) if by_kernel else self.pools, self.compute)
         totals, firsts, queued = [], [], []
         for _ in range(3):
             src_pages, dst_pages = self.pages_of(PEER, count), self.pages_of(dst, count)
@@ -259,12 +194,8 @@ class Bench:
         mover.close()
         text = f"{median(totals) * 1e3:.0f} ms, first pages after {median(firsts) * 1e3:.1f} ms"
         text += f" ({median(queued) * 1e3:.1f} of them to queue the moves)"
-        self.rows.append((f"reclaim of 20 GiB to {name}", "as served", text, "", "", "", wanted))
-
-    def table(self) -> str:
-        header = ("what", "variant", "measured", "steps", "with gaps", "host time a step", "wanted")
-        lines = ["| " + " | ".join(row) + " |" for row in (header, ("---",) * len(header), *self.rows)]
-        return "\n".join([f"Moves beside compute, {machine()}", "", *lines])
+        variant = "kernel of GPU 0" if by_kernel else "as served"
+        self.rows.append((f"reclaim of 20 GiB to {name}", variant, text, "", "", "", wanted))
 
 
 def step_ms(steps: list[StepResult], *, gap: bool = False) -> float:
@@ -279,7 +210,7 @@ def run_parts(bench: Bench, parts: Sequence[str]) -> None:
     if "peer" in parts:
         attempt("mirror to peer", lambda: bench.interference("mirror to peer", (MIRROR,), "0.85, 12%"))
         attempt("fetch from peer", lambda: bench.interference("fetch from peer", (FETCH,), "0.85, 12%"))
-        attempt("both at once", lambda: bench.interference("both at once", (FETCH, MIRROR), ""))
+        attempt("both at once", lambda: bench.interference("both at once", (FETCH, MIRROR), "0.85, 12%"))
     if "small" in parts:
         for by_kernel in (False, True):
             attempt("mirror", lambda k=by_kernel: bench.small_interference("mirror", MIRROR, by_kernel=k))
@@ -289,8 +220,8 @@ def run_parts(bench: Bench, parts: Sequence[str]) -> None:
         attempt("rotation, host", lambda: bench.rotation(HOST, "host DRAM", 6, "beside"))
         attempt("reclaim to host", lambda: bench.reclaim(HOST, "DRAM", "500 ms, 5 ms"))
         if OTHER_PEER in bench.pools:
-            wanted = "100 ms, 5 ms"
-            attempt("reclaim to lender", lambda: bench.reclaim(OTHER_PEER, "another lender", wanted))
+            for by_kernel in (False, True):
+                attempt("reclaim to lender", lambda k=by_kernel: bench.reclaim_to_lender(by_kernel=k))
 
 
 def main() -> None:

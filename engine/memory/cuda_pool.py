@@ -9,7 +9,7 @@ has it mapped or holds its descriptor.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,14 +23,15 @@ _POSIX = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPT
 
 @dataclass(slots=True)
 class CudaRange:
-    """Addresses from `address` for memory of GPU `owner`, as GPU `device` sees it, until the process ends.
-    All segments have `segment_bytes`; the last may be shorter. `mapped` are those that have memory."""
+    """Addresses from `address` for memory of GPU `owner`, until the process ends; GPUs `devices` may read and
+    write there. All segments have `segment_bytes`; the last may be shorter. `mapped` are those that have
+    memory."""
 
-    device: int
     owner: int
     address: int
     num_bytes: int
     segment_bytes: int
+    devices: set[int]
     mapped: set[int] = field(default_factory=set)
 
     @property
@@ -119,6 +120,14 @@ def unmap_segments(made: CudaRange, numbers: Iterable[int]) -> None:
         made.mapped.discard(number)
 
 
+def allow(made: CudaRange, device: int) -> None:
+    """Let GPU `device`, which has peer access to the range's owner, read and write it too, what is mapped now
+    and what will be. Raises CudaError."""
+    if device not in made.devices:
+        _set_access(made, made.mapped, {device})
+        made.devices.add(device)
+
+
 def num_segments(num_bytes: int, segment_bytes: int) -> int:
     """Segments, and descriptors, of a pool."""
     return -(-num_bytes // segment_bytes)
@@ -134,7 +143,8 @@ def _reserve(device: int, owner: int, num_bytes: int, segment_bytes: int) -> Cud
     granularity = _granularity(_properties(owner))
     total = rounded(num_bytes, segment_bytes, granularity)
     reserved = driver.cuMemAddressReserve(total, granularity, driver.CUdeviceptr(0), 0)
-    return CudaRange(device, owner, int(unwrap("cuMemAddressReserve", reserved)), total, segment_bytes)
+    address = int(unwrap("cuMemAddressReserve", reserved))
+    return CudaRange(owner, address, total, segment_bytes, {device})
 
 
 def _free(made: CudaRange) -> None:
@@ -145,7 +155,7 @@ def _free(made: CudaRange) -> None:
 
 
 def _map(made: CudaRange, numbers: Iterable[int], handle_of: Callable[[int], Any]) -> None:
-    """Map an allocation to each of these segments, readable and writable for the range's device, and let go
+    """Map an allocation to each of these segments, readable and writable for the range's devices, and let go
     of its handle. All or none."""
     mapped: list[int] = []  # by this call
     try:
@@ -159,27 +169,33 @@ def _map(made: CudaRange, numbers: Iterable[int], handle_of: Callable[[int], Any
                 made.mapped.add(number)
             finally:
                 unwrap("cuMemRelease", driver.cuMemRelease(handle))
-        for start, count in _runs(mapped):
-            _allow(made, start, count)
+        _set_access(made, mapped, made.devices)
     except CudaError:
         with suppress(CudaError):
             unmap_segments(made, mapped)
         raise
 
 
-def _allow(made: CudaRange, first: int, count: int) -> None:
-    """Let the range's device read and write neighbouring segments."""
+def _set_access(made: CudaRange, numbers: Iterable[int], devices: Iterable[int]) -> None:
+    """Let GPUs read and write these segments, which are mapped."""
+    descriptions = [_read_and_write(device) for device in sorted(devices)]
+    for first, count in _runs(numbers):
+        address, _ = made.place(first)
+        num_bytes = sum(made.place(number)[1] for number in range(first, first + count))
+        place = driver.CUdeviceptr(address)
+        allowed = driver.cuMemSetAccess(place, num_bytes, descriptions, len(descriptions))
+        unwrap("cuMemSetAccess", allowed)
+
+
+def _read_and_write(device: int) -> Any:
     access = driver.CUmemAccessDesc()
     access.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
-    access.location.id = made.device
+    access.location.id = device
     access.flags = driver.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
-    address, _ = made.place(first)
-    num_bytes = sum(made.place(number)[1] for number in range(first, first + count))
-    allowed = driver.cuMemSetAccess(driver.CUdeviceptr(address), num_bytes, [access], 1)
-    unwrap("cuMemSetAccess", allowed)
+    return access
 
 
-def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
     """Neighbours joined: (first, how many)."""
     runs: list[tuple[int, int]] = []
     for number in sorted(numbers):

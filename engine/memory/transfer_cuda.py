@@ -1,11 +1,13 @@
-# mypy: allow-untyped-calls
 """Moves between the pools of GPUs and the host, on streams of their own beside the computing.
 
 Copy engines make them: alone they are the fastest way for large pages, and they take nothing from the compute
-but memory bandwidth. A kernel, however small, occupies multiprocessors for which steps wait whose kernels are
-sized for the whole GPU: it is for small scattered pages between GPUs, while the compute stream has nothing to
-do, and for pages that one lender passes on to another, which a copy engine here would carry at a quarter of
-the links' speed, while somebody waits for the memory. docs/benchmarks.md has the figures.
+but memory bandwidth. Between GPUs they are those of the GPU whose memory is the source: so both ways of a
+link are used at once, and what one lender passes on to another takes their own link (`cuda_senders`).
+
+A kernel, however small, occupies multiprocessors for which steps wait whose kernels are sized for the whole
+GPU: it is for small scattered pages between GPUs, while the compute stream has nothing to do, and for pages
+from lender to lender that are small, or whose GPU cannot send for us: a copy engine here would carry them at
+a quarter of the links' speed, while somebody waits for the memory. docs/benchmarks.md has the figures.
 
 No page is read before its move is complete, and none is written or freed while anything may read it:
 
@@ -24,35 +26,23 @@ No page is read before its move is complete, and none is written or freed while 
 So moves need no event of the compute stream, and a mirror does not wait for the steps that are in flight.
 """
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from time import monotonic_ns
+from typing import Protocol
 
 import numpy as np
-import torch
-from cuda.bindings import runtime
 
-from engine.memory.cuda_calls import unwrap
-from engine.memory.cuda_copy import BatchCopy
 from engine.memory.transfer import CompletedMove, PageRuns, TransferError, page_runs
-from engine.memory.transfer_lanes import Batch, Lane, ListedMove, Lookahead, PageList
+from engine.memory.transfer_lanes import Batch, ListedMove, PageList
+from engine.memory.transfer_paths import CudaPool, MoveStream, Path, PathLane, make_lane, path_of, sender_of
 from engine.messages import Move
 
-MovePages = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], None]
-"""Copy pages: source and destination pool int32 `[pages, words]`, page lists int32 `[n]`, and the number of
-programs to use; on the current stream."""
-
-# A batch is known to be complete as a whole, and whatever else uses a copy engine may wait for one. It is
-# about half a millisecond of its link.
-BATCH_PEER_BYTES, BATCH_HOST_BYTES, BATCH_PAGES = 2**28, 2**25, 4096
-
-# How far the device may be behind, at least and at most: a step of tens of milliseconds may pass between two
-# looks of the runner's loop. Kernels for small pages are launched while nothing computes, when it looks
-# often; few at a time, for a step may begin.
-AHEAD_PEER_BYTES, AHEAD_HOST_BYTES, AHEAD_KERNEL_BYTES = (2**32, 2**34), (2**27, 2**31), 2**30
-
-PEER_BYTES_PER_S, HOST_BYTES_PER_S = 2**39, 2**36  # a little more than links have
+# How far the device may be behind with a kernel for small pages: it is launched while nothing computes, when
+# the runner's loop looks often, and a step may begin.
+AHEAD_KERNEL_BYTES = 2**30
 
 # Launched at one look, or little more, so that launching does not hold up the next step. A kernel takes the
 # host as long as so many copies.
@@ -63,7 +53,7 @@ TURN_COPIES, KERNEL_COPIES = 2048, 256
 class MoveTuning:
     """Who moves pages between GPUs: the kernel, with so many programs, if nothing computes and the copies of
     a batch would be of less than `engine_run_bytes` on the average; the kernel with `relay_programs` from
-    lender to lender; else the copy engines.
+    lender to lender, if they would or the source cannot send; else the copy engines.
     """
 
     engine_run_bytes: int = 2**19
@@ -71,20 +61,11 @@ class MoveTuning:
     relay_programs: int = 16
 
 
-@dataclass(frozen=True, slots=True)
-class CudaPool:
-    """A pool as mapped here: uint8 `[num_pages, page_bytes]`; a host pool's is pinned."""
+class ComputeStream(Protocol):
+    """The stream of the steps."""
 
-    pages: torch.Tensor
-    is_local: bool
-
-    @property
-    def is_host(self) -> bool:
-        return self.pages.device.type == "cpu"
-
-    @property
-    def page_bytes(self) -> int:
-        return self.pages.shape[1]
+    def query(self) -> bool:
+        """Whether it has nothing to do."""
 
 
 class Mover(Enum):
@@ -95,47 +76,24 @@ class Mover(Enum):
     RELAY = "the kernel, from lender to lender"
 
 
-class Path(Enum):
-    """Ways that do not wait for one another, those that slices wait for first."""
-
-    PEER_IN = "peer in"
-    HOST_IN = "host in"
-    PEER_OUT = "peer out"  # also between lenders, and inside the local pool
-    HOST_OUT = "host out"
-
-
-@dataclass(slots=True)
-class PathLane:
-    """A lane, its stream, and in what amounts it is launched."""
-
-    lane: Lane
-    stream: torch.cuda.Stream
-    lookahead: Lookahead
-    batch_bytes: int
-
-    def batch_pages(self, page_bytes: int) -> int:
-        return max(1, min(self.batch_bytes // page_bytes, BATCH_PAGES))
-
-
 class CudaTransfers:
-    """See `transfer.Transfers`. `compute` is the stream of the steps."""
+    """See `transfer.Transfers`. `device` is the GPU of `compute`, the stream of the steps; `make_stream`
+    makes streams of any GPU that is said to reach a pool."""
 
     def __init__(
         self,
-        device: torch.device,
+        device: int,
         pools: Mapping[int, CudaPool],
-        compute: torch.cuda.Stream,
-        move_pages: MovePages,
-        copy_batch: BatchCopy,
+        compute: ComputeStream,
+        make_stream: Callable[[int], MoveStream],
         tuning: MoveTuning | None = None,
     ) -> None:
         self._device = device
         self.pools = dict(pools)
         self._compute = compute
-        self._move_pages = move_pages
-        self._copy_batch = copy_batch
+        self._make_stream = make_stream
         self._tuning = tuning or MoveTuning()
-        self._lanes = {path: _make_lane(path, device) for path in Path}
+        self._lanes: dict[Path, dict[int, PathLane]] = {path: {} for path in Path}  # by sender
         self._num_open = 0
 
     @property
@@ -151,106 +109,100 @@ class CudaTransfers:
             if pool not in self.pools or max(pages, default=0) >= len(self.pools[pool].pages):
                 raise TransferError(f"move {move.move_id} is of pages that pool {pool} does not have")
         self._num_open += 1
-        self._lanes[self._path(move)].lane.push(move)
+        self._lane_of(move).lane.push(move)
 
     def completed(self) -> list[CompletedMove]:
         """Take what has arrived, then launch what is waiting."""
-        done = [move for each in self._lanes.values() for move in each.lane.completed()]
+        done = [move for each in self._all_lanes() for move in each.lane.completed()]
         self._num_open -= len(done)
         room, now_ns = TURN_COPIES, monotonic_ns()
-        for each in self._lanes.values():
-            each.lookahead.look(now_ns)
-            room -= self._fill(each, room)
+        for lanes in self._lanes.values():
+            for each in lanes.values():
+                each.lookahead.look(now_ns)
+            room -= self._fill(lanes.values(), room)
         return done
 
     def close(self) -> None:
-        for each in self._lanes.values():
+        for each in self._all_lanes():
             each.lane.clear()
-            each.stream.synchronize()
+            each.copies.synchronize()
+            each.kernels.synchronize()
 
-    def _path(self, move: Move) -> Path:
+    def _all_lanes(self) -> Iterator[PathLane]:
+        for lanes in self._lanes.values():
+            yield from lanes.values()
+
+    # ------------------------------------------------------------------ which way
+
+    def _lane_of(self, move: Move) -> PathLane:
         src, dst = self.pools[move.src_pool], self.pools[move.dst_pool]
-        if src.is_host:
-            return Path.HOST_IN
-        if dst.is_host:
-            return Path.HOST_OUT
-        return Path.PEER_IN if dst.is_local and not src.is_local else Path.PEER_OUT
+        path, sender = path_of(src, dst), sender_of(src, dst, self._device)
+        if sender not in self._lanes[path]:
+            self._lanes[path][sender] = make_lane(path, sender, self._device, self._make_stream)
+        return self._lanes[path][sender]
 
-    def _fill(self, path_lane: PathLane, room: int) -> int:
-        """Launch batches until the lane is ahead enough, or they are `room` copies; how many they were."""
-        lane, num_copies = path_lane.lane, 0
-        while num_copies < room and lane.has_waiting:
-            mover = self._mover(lane.peek())
-            is_idle = mover is Mover.IDLE_KERNEL
-            if lane.ahead_bytes >= (AHEAD_KERNEL_BYTES if is_idle else path_lane.lookahead.ahead_bytes):
-                break
-            page_bytes = self.pools[lane.peek().move.src_pool].page_bytes
-            batch = lane.take(path_lane.batch_pages(page_bytes))
-            num_bytes, pages = batch.num_pages * page_bytes, batch.page_lists()
-            runs = page_runs(*pages)
-            if is_idle and num_bytes >= self._tuning.engine_run_bytes * len(runs):
-                mover = Mover.ENGINES
-            with torch.cuda.stream(path_lane.stream):
-                start = _mark()
-                if mover is Mover.ENGINES:
-                    self._copy(batch, runs, path_lane.stream)
-                    num_copies += len(runs)
-                else:
-                    self._copy_by_kernel(batch, pages, mover)
-                    num_copies += KERNEL_COPIES
-                lane.launch(batch, num_bytes, start, _mark())
+    # ------------------------------------------------------------------ launching
+
+    def _fill(self, lanes: Iterable[PathLane], room: int) -> int:
+        """Launch batches of lanes in turn, until all are ahead enough or it is `room` copies; how many it
+        was."""
+        num_copies, waiting = 0, deque(lanes)
+        while waiting and num_copies < room:
+            each = waiting.popleft()
+            launched = self._launch(each)
+            if launched:
+                num_copies += launched
+                waiting.append(each)
         return num_copies
 
-    def _mover(self, listed: ListedMove) -> Mover:
+    def _launch(self, path_lane: PathLane) -> int:
+        """Launch the next batch, if there is one and the lane is not ahead enough; how many copies it is."""
+        lane = path_lane.lane
+        if not lane.has_waiting:
+            return 0
+        mover = self._mover(lane.peek(), path_lane)
+        is_idle = mover is Mover.IDLE_KERNEL
+        if lane.ahead_bytes >= (AHEAD_KERNEL_BYTES if is_idle else path_lane.lookahead.ahead_bytes):
+            return 0
+        page_bytes = self.pools[lane.peek().move.src_pool].page_bytes
+        batch = lane.take(path_lane.batch_pages(page_bytes))
+        num_bytes, pages = batch.num_pages * page_bytes, batch.page_lists()
+        runs = page_runs(*pages)
+        by_copies = mover is Mover.ENGINES or (
+            num_bytes >= self._tuning.engine_run_bytes * len(runs) and (is_idle or path_lane.is_remote)
+        )
+        stream = path_lane.copies if by_copies else path_lane.kernels
+        start = stream.mark()
+        if by_copies:
+            self._copy(batch, runs, stream)
+        else:
+            self._copy_by_kernel(batch, pages, mover, stream)
+        lane.launch(batch, num_bytes, start, stream.mark())
+        return len(runs) if by_copies else KERNEL_COPIES
+
+    def _mover(self, listed: ListedMove, path_lane: PathLane) -> Mover:
         """Who is to move these pages, if they are far enough apart."""
         src, dst = (self.pools[pool] for pool in listed.pools)
         if src.is_host or dst.is_host:
             return Mover.ENGINES
-        if not (src.is_local or dst.is_local) and self._tuning.relay_programs:
-            return Mover.RELAY
         is_small = src.page_bytes < self._tuning.engine_run_bytes
+        if not (src.is_local or dst.is_local) and self._tuning.relay_programs:
+            return Mover.RELAY if is_small or not path_lane.is_remote else Mover.ENGINES
         return Mover.IDLE_KERNEL if is_small and self._compute.query() else Mover.ENGINES
 
-    def _copy(self, batch: Batch, runs: PageRuns, stream: torch.cuda.Stream) -> None:
+    def _copy(self, batch: Batch, runs: PageRuns, stream: MoveStream) -> None:
         src, dst = (self.pools[pool] for pool in batch.pools)
         page_bytes = src.page_bytes
-        self._copy_batch(
+        stream.copy(
             (runs.dst * page_bytes + dst.pages.data_ptr()).astype(np.uint64),
             (runs.src * page_bytes + src.pages.data_ptr()).astype(np.uint64),
             (runs.counts * page_bytes).astype(np.uint64),
-            stream.cuda_stream,
         )
 
-    def _copy_by_kernel(self, batch: Batch, pages: tuple[PageList, PageList], mover: Mover) -> None:
-        """The page lists on the device begin at multiples of 16 bytes: the kernel was compiled for that."""
+    def _copy_by_kernel(
+        self, batch: Batch, pages: tuple[PageList, PageList], mover: Mover, stream: MoveStream
+    ) -> None:
         tuning = self._tuning
         programs = tuning.relay_programs if mover is Mover.RELAY else tuning.kernel_programs
-        count = batch.num_pages
-        lists = torch.empty(2, -(-count // 4) * 4, dtype=torch.int32, pin_memory=True)
-        lists.numpy()[:, :count] = pages
-        sent = lists.to(self._device, non_blocking=True)
-        src, dst = (self.pools[pool].pages.view(torch.int32) for pool in batch.pools)
-        self._move_pages(src, dst, sent[0, :count], sent[1, :count], programs)
-
-
-def _make_lane(path: Path, device: torch.device) -> PathLane:
-    if path in (Path.HOST_IN, Path.HOST_OUT):
-        lookahead = Lookahead(HOST_BYTES_PER_S, *AHEAD_HOST_BYTES)
-        return PathLane(Lane(), _own_stream(device), lookahead, BATCH_HOST_BYTES)
-    lookahead = Lookahead(PEER_BYTES_PER_S, *AHEAD_PEER_BYTES)
-    return PathLane(Lane(), _own_stream(device), lookahead, BATCH_PEER_BYTES)
-
-
-def _mark() -> torch.cuda.Event:
-    """A mark on the current stream."""
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _own_stream(device: torch.device) -> torch.cuda.Stream:
-    """A stream that nobody else is on, to the end of the process; torch's own are given out in turn."""
-    with torch.cuda.device(device):
-        created = runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking)
-        handle = unwrap("cudaStreamCreateWithFlags", created)
-    return torch.cuda.ExternalStream(int(handle), device=device)
+        src, dst = (self.pools[pool].pages for pool in batch.pools)
+        stream.move_pages(src, dst, pages, programs)

@@ -17,10 +17,11 @@ from cuda.bindings import runtime
 from engine.memory.cuda_calls import CudaError, unwrap
 from engine.memory.cuda_copy import driver_batch_copy
 from engine.memory.cuda_host import pin
+from engine.memory.cuda_stream import CudaMoveStream
 from engine.memory.regions import create_region, map_region
 from engine.memory.transfer_cuda import CudaTransfers, MoveTuning
 from engine.messages import Attach, Move, PoolSpec
-from engine.model_runner.cuda_device import move
+from engine.model_runner.cuda_device import move_stream
 from engine.model_runner.devices import Attached, Device, open_device
 
 pytestmark = [
@@ -160,7 +161,7 @@ def transfers_with(rig: Rig, tuning: MoveTuning) -> CudaTransfers:
     served = rig.attached.transfers
     assert isinstance(served, CudaTransfers)
     compute = torch.cuda.Stream(0)
-    return CudaTransfers(torch.device("cuda", 0), served.pools, compute, move, driver_batch_copy(), tuning)
+    return CudaTransfers(0, served.pools, compute, move_stream, tuning)
 
 
 def wait_for(transfers: CudaTransfers, count: int) -> list[int]:
@@ -169,6 +170,16 @@ def wait_for(transfers: CudaTransfers, count: int) -> list[int]:
     while len(done) < count:
         done += [each.move_id for each in transfers.completed()]
     return done
+
+
+def streams_of(transfers: CudaTransfers) -> list[torch.cuda.Stream]:
+    """Those on which moves were or will be launched."""
+    streams = []
+    for each in transfers._all_lanes():
+        for launcher in {id(each.copies): each.copies, id(each.kernels): each.kernels}.values():
+            assert isinstance(launcher, CudaMoveStream)
+            streams.append(launcher.stream)
+    return streams
 
 
 @pytest.mark.parametrize("tuning", TUNINGS.values(), ids=TUNINGS)
@@ -214,7 +225,7 @@ def test_a_delayed_move_is_not_reported_before_its_bytes_are_there(
     src[7], dst[9] = 2, 1
     synchronize()
     transfers.submit(Move(move_id=1, src_pool=path[0], dst_pool=path[1], src_pages=[7], dst_pages=[9]))
-    streams = [each.stream for each in transfers._lanes.values()]
+    streams = streams_of(transfers)
     for stream in streams:
         with torch.cuda.stream(stream):
             torch.cuda._sleep(LONG_SLEEP_CYCLES)
@@ -243,6 +254,27 @@ def test_a_mirror_does_not_wait_for_steps_in_flight(rig: Rig) -> None:
     rig.move(7, HOST, LOCAL, [3], [4])
     rig.move(8, PEER, LOCAL, [3], [5])
     assert rig.attached.local[[4, 5]].unique().tolist() == [17]
+
+
+def test_large_copies_of_both_ways_at_once_keep_their_bytes(rig: Rig) -> None:
+    transfers = transfers_with(rig, TUNINGS["engines"])
+    pools = {pool: memory_of(rig, pool) for pool in (LOCAL, PEER)}
+    for pages in pools.values():
+        pages.copy_(torch.randint(0, 256, pages.shape, dtype=torch.uint8))
+    synchronize()
+    before = {pool: pages.cpu() for pool, pages in pools.items()}
+    half, num_moves, each = NUM_PAGES // 2, 40, 15
+    lower = [page for page in random_pages(5, NUM_PAGES) if page < half]
+    for number in range(num_moves):
+        src, dst = ((PEER, LOCAL), (LOCAL, PEER))[number % 2]
+        first = number // 2 * each
+        pages = [page + number % 2 * half for page in lower[first : first + each]]
+        transfers.submit(Move(move_id=number, src_pool=src, dst_pool=dst, src_pages=pages, dst_pages=pages))
+    assert sorted(wait_for(transfers, num_moves)) == list(range(num_moves))
+    assert torch.equal(pools[LOCAL][:half].cpu(), before[PEER][:half])
+    assert torch.equal(pools[PEER][half:].cpu(), before[LOCAL][half:])
+    assert {stream.device_index for stream in streams_of(transfers)} == {0, rig.owner.device.index}
+    transfers.close()
 
 
 def test_host_memory_is_unpinned_before_it_is_unmapped() -> None:

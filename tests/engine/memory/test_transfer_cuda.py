@@ -1,0 +1,249 @@
+"""Transfers of a GPU over memory of this process, on streams that do their work when the test says so."""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+
+from engine.memory import transfer_cuda, transfer_paths
+from engine.memory.cuda_copy import Words
+from engine.memory.transfer import TransferError
+from engine.memory.transfer_cuda import CudaTransfers, MoveTuning
+from engine.memory.transfer_lanes import PageList
+from engine.memory.transfer_paths import CudaPool
+from engine.messages import Move
+
+LOCAL, PEER, OTHER, HOST = 0, 1, 2, 3
+NUM_PAGES, PAGE_BYTES = 64, 64
+SMALL, LARGE = MoveTuning(engine_run_bytes=8 * PAGE_BYTES), MoveTuning(engine_run_bytes=PAGE_BYTES)
+
+
+@dataclass
+class FakeMark:
+    is_passed: bool = False
+
+    def query(self) -> bool:
+        return self.is_passed
+
+    def elapsed_time(self, end_event: "FakeMark") -> float:
+        return 1.0
+
+
+@dataclass
+class FakeStream:
+    """Work that was launched on GPU `device`, and its names."""
+
+    device: int
+    work: list[Callable[[], None]] = field(default_factory=list)
+    launched: list[str] = field(default_factory=list)
+
+    def mark(self) -> FakeMark:
+        mark = FakeMark()
+        self.work.append(lambda: setattr(mark, "is_passed", True))
+        return mark
+
+    def copy(self, dst: Words, src: Words, sizes: Words) -> None:
+        self.launched.append(f"{len(sizes)} copies")
+        triples = list(zip(dst.tolist(), src.tolist(), sizes.tolist(), strict=True))
+        self.work += [lambda each=each: ctypes.memmove(*each) for each in triples]
+
+    def move_pages(
+        self, src: torch.Tensor, dst: torch.Tensor, pages: tuple[PageList, PageList], programs: int
+    ) -> None:
+        self.launched.append(f"kernel of {programs}")
+        from_pages, to_pages = (torch.from_numpy(each.astype(np.int64)) for each in pages)
+        self.work.append(lambda: dst.__setitem__(to_pages, src[from_pages]))
+
+    def synchronize(self) -> None:
+        for each in self.work:
+            each()
+        self.work.clear()
+
+
+@dataclass
+class FakeCompute:
+    is_idle: bool = True
+
+    def query(self) -> bool:
+        return self.is_idle
+
+
+class Rig:
+    """GPU 0 with a pool, two lenders' and the host's; `senders` may send for it."""
+
+    def __init__(self, tuning: MoveTuning = LARGE, *, senders: tuple[int, ...] = (1, 2)) -> None:
+        self.compute = FakeCompute()
+        self.streams: list[FakeStream] = []
+        reached_by = frozenset({0, *senders})
+        devices = {LOCAL: 0, PEER: 1, OTHER: 2, HOST: None}
+        self.pools = {
+            pool: CudaPool(
+                torch.randint(0, 256, (NUM_PAGES, PAGE_BYTES), dtype=torch.uint8),
+                device,
+                is_local=pool == LOCAL,
+                reached_by=reached_by if device is not None else frozenset(),
+            )
+            for pool, device in devices.items()
+        }
+        self.transfers = CudaTransfers(0, self.pools, self.compute, self._make_stream, tuning)
+        self._num_moves = 0
+
+    def _make_stream(self, device: int) -> FakeStream:
+        self.streams.append(FakeStream(device))
+        return self.streams[-1]
+
+    def submit(self, src: int, dst: int, src_pages: list[int], dst_pages: list[int]) -> int:
+        self._num_moves += 1
+        self.transfers.submit(
+            Move(
+                move_id=self._num_moves,
+                src_pool=src,
+                dst_pool=dst,
+                src_pages=src_pages,
+                dst_pages=dst_pages,
+            )
+        )
+        return self._num_moves
+
+    def completed(self) -> list[int]:
+        return [each.move_id for each in self.transfers.completed()]
+
+    def launched(self) -> dict[int, list[str]]:
+        """What was launched, by GPU, since the last call."""
+        found: dict[int, list[str]] = {}
+        for stream in self.streams:
+            if stream.launched:
+                found.setdefault(stream.device, []).extend(stream.launched)
+                stream.launched.clear()
+        return found
+
+    def finish(self) -> list[int]:
+        """Have all streams do their work until nothing is open; what was completed."""
+        done = []
+        while self.transfers.num_open:
+            for stream in self.streams:
+                stream.synchronize()
+            done += self.completed()
+        return done
+
+
+def scattered(first: int) -> tuple[list[int], list[int]]:
+    """Eight pages of which none are neighbours, from there to elsewhere."""
+    return list(range(first, first + 16, 2)), list(range(first + 30, first + 14, -2))
+
+
+def test_both_ways_of_a_link_have_a_sender_at_their_end() -> None:
+    rig = Rig()
+    rig.submit(PEER, LOCAL, *scattered(0))
+    rig.submit(LOCAL, PEER, *scattered(1))
+    rig.submit(OTHER, LOCAL, *scattered(32))
+    assert rig.completed() == []
+    assert rig.launched() == {0: ["8 copies"], 1: ["8 copies"], 2: ["8 copies"]}
+    assert len(rig.finish()) == 3
+
+
+@pytest.mark.parametrize("tuning", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("senders", [(), (1,), (1, 2)], ids=str)
+def test_bytes_arrive_whoever_sends(tuning: MoveTuning, senders: tuple[int, ...]) -> None:
+    rig = Rig(tuning, senders=senders)
+    before = {pool: each.pages.clone() for pool, each in rig.pools.items()}
+    ways = [(PEER, LOCAL), (LOCAL, PEER), (PEER, OTHER), (OTHER, PEER), (HOST, LOCAL), (PEER, HOST)]
+    free = {pool: torch.randperm(NUM_PAGES).tolist() for pool in rig.pools}
+    moves = []
+    for src, dst in ways:
+        lists = [sorted(free[pool].pop() for _ in range(8)) for pool in (src, dst)]
+        rig.submit(src, dst, *lists)
+        moves.append((src, dst, *lists))
+    assert sorted(rig.finish()) == list(range(1, len(ways) + 1))
+    for src, dst, src_pages, dst_pages in moves:
+        assert torch.equal(rig.pools[dst].pages[dst_pages], before[src][src_pages]), (src, dst)
+
+
+def test_a_lender_that_cannot_send_is_read_from_here() -> None:
+    rig = Rig(senders=(2,))
+    rig.submit(PEER, LOCAL, *scattered(0))
+    rig.completed()
+    assert rig.launched() == {0: ["8 copies"]}
+    rig.submit(PEER, OTHER, *scattered(0))
+    rig.completed()
+    assert rig.launched() == {0: ["kernel of 16"]}
+    assert rig.finish() == [1, 2]
+
+
+def test_a_lender_passes_large_pages_on_by_its_own_engines_and_small_ones_by_our_kernel() -> None:
+    rig = Rig(LARGE)
+    rig.submit(PEER, OTHER, *scattered(0))
+    rig.completed()
+    assert rig.launched() == {1: ["8 copies"]}
+    rig.finish()
+    rig = Rig(SMALL)
+    rig.compute.is_idle = False
+    rig.submit(PEER, OTHER, *scattered(0))
+    rig.completed()
+    assert rig.launched() == {0: ["kernel of 16"]}
+    neighbours = list(range(16))
+    rig.submit(OTHER, PEER, neighbours, neighbours)
+    rig.completed()
+    assert rig.launched() == {2: ["1 copies"]}
+    rig.finish()
+
+
+def test_small_pages_go_by_a_kernel_of_this_gpu_while_it_computes_nothing() -> None:
+    rig = Rig(SMALL)
+    rig.submit(PEER, LOCAL, *scattered(0))
+    rig.completed()
+    assert rig.launched() == {0: ["kernel of 64"]}
+    rig.compute.is_idle = False
+    rig.submit(PEER, LOCAL, *scattered(32))
+    rig.completed()
+    assert rig.launched() == {1: ["8 copies"]}
+    assert rig.finish() == [1, 2]
+
+
+def test_lenders_that_become_senders_send_what_is_submitted_then() -> None:
+    rig = Rig(senders=())
+    rig.submit(PEER, LOCAL, *scattered(0))
+    reached_by = {0, 1}
+    pages = torch.zeros(NUM_PAGES, PAGE_BYTES, dtype=torch.uint8)
+    late = CudaPool(pages, 1, reached_by=reached_by)
+    local = CudaPool(rig.pools[LOCAL].pages, 0, is_local=True, reached_by=reached_by)
+    rig.transfers.pools.update({PEER: late, LOCAL: local})
+    rig.submit(PEER, LOCAL, *scattered(32))
+    rig.completed()
+    assert rig.launched() == {0: ["8 copies"], 1: ["8 copies"]}
+    rig.finish()
+
+
+def test_lenders_on_one_path_take_turns_at_being_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer_paths, "BATCH_PEER_BYTES", 8 * PAGE_BYTES)
+    monkeypatch.setattr(transfer_cuda, "TURN_COPIES", 24)
+    rig = Rig()
+    for lender in (PEER, OTHER):
+        for _ in range(3):
+            rig.submit(lender, LOCAL, *scattered(0))
+    rig.completed()
+    assert rig.launched() == {1: ["8 copies", "8 copies"], 2: ["8 copies"]}
+    rig.completed()
+    assert rig.launched() == {1: ["8 copies"], 2: ["8 copies", "8 copies"]}
+    rig.finish()
+
+
+def test_pages_that_a_pool_does_not_have_are_refused() -> None:
+    rig = Rig()
+    with pytest.raises(TransferError, match="pool 1"):
+        rig.submit(PEER, LOCAL, [NUM_PAGES], [0])
+    with pytest.raises(TransferError, match="pool 9"):
+        rig.submit(LOCAL, 9, [0], [0])
+    assert rig.transfers.num_open == 0
+
+
+def test_what_was_launched_is_finished_at_the_end() -> None:
+    rig = Rig()
+    before = rig.pools[PEER].pages[[3]].clone()
+    rig.submit(PEER, LOCAL, [3], [4])
+    rig.completed()
+    rig.transfers.close()
+    assert torch.equal(rig.pools[LOCAL].pages[[4]], before)
