@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import time
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -62,8 +63,8 @@ class Mover:
                 move_id=self._num_moves,
                 src_pool=way[0],
                 dst_pool=way[1],
-                src_pages=list(src_pages[part]),
-                dst_pages=list(dst_pages[part]),
+                src_pages=array("i", src_pages[part]),
+                dst_pages=array("i", dst_pages[part]),
             )
             self._transfers.submit(move)
             self.open[move.move_id] = move

@@ -9,12 +9,19 @@ class name. Four unions at the end of the file say who may send what to whom; a 
 Times are integer nanoseconds, sizes bytes. A position is the index of a token in its context, from 0.
 """
 
-from collections.abc import Sequence
+from array import array
 from enum import StrEnum
+from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import Struct
 
 from engine.memory.page import PageLayout
+
+if TYPE_CHECKING:
+    PageList: TypeAlias = array[int]
+else:
+    PageList = array  # cannot be subscripted before Python 3.12
+"""Numbers of pages, of type code 'i'; on the wire as they are in memory."""
 
 
 class Message(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
@@ -520,8 +527,8 @@ class Move(Part, frozen=True, kw_only=True):
     move_id: int
     src_pool: int
     dst_pool: int
-    src_pages: Sequence[int]
-    dst_pages: Sequence[int]
+    src_pages: PageList
+    dst_pages: PageList
     urgent: bool = False  # a slice waits for it: before mirrors
 
 

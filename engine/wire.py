@@ -20,14 +20,24 @@ MAX_FRAME_BYTES = 1 << 30
 Incoming = TypeVar("Incoming")
 
 
-def _as_list(pages: object) -> list[int]:
+def _to_bytes(pages: object) -> bytes:
     """How what MessagePack does not know goes over the wire."""
     if isinstance(pages, array):
-        return pages.tolist()
+        return pages.tobytes()
     raise NotImplementedError(f"a {type(pages).__name__} has no form on the wire")
 
 
-_encoder = msgspec.msgpack.Encoder(enc_hook=_as_list)
+def _from_bytes(kind: type, data: object) -> object:
+    """The opposite: both ends are processes of one machine. Raises ValueError."""
+    assert kind is array, f"a {kind.__name__} has no form on the wire"
+    if not isinstance(data, bytes):
+        raise ValueError(f"numbers of pages as {type(data).__name__}")
+    pages = array("i")
+    pages.frombytes(data)
+    return pages
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_to_bytes)
 
 
 class ProtocolError(Exception):
@@ -44,7 +54,9 @@ class FrameReader(Generic[Incoming]):
     """Cuts a byte stream into messages of one union type."""
 
     def __init__(self, accepts: object) -> None:
-        self._decoder: msgspec.msgpack.Decoder[Incoming] = msgspec.msgpack.Decoder(accepts)
+        self._decoder: msgspec.msgpack.Decoder[Incoming] = msgspec.msgpack.Decoder(
+            accepts, dec_hook=_from_bytes
+        )
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Incoming]:

@@ -4,7 +4,7 @@
 from collections.abc import Callable
 
 import torch
-from cuda.bindings import runtime
+from cuda.bindings import driver
 
 from engine.memory.cuda_calls import unwrap
 from engine.memory.cuda_copy import BatchCopy, Words
@@ -24,8 +24,8 @@ class CudaMoveStream:
         self._copy_batch = copy_batch
         self._move_pages = move_pages
         with torch.cuda.device(self._device):
-            created = runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking)
-            handle = unwrap("cudaStreamCreateWithFlags", created)
+            created = driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+            handle = unwrap("cuStreamCreate", created)
         self.stream = torch.cuda.ExternalStream(int(handle), device=self._device)
 
     def mark(self) -> torch.cuda.Event:

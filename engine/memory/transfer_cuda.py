@@ -106,7 +106,7 @@ class CudaTransfers:
     def submit(self, move: Move) -> None:
         """Queue a move; `completed` launches it."""
         for pool, pages in ((move.src_pool, move.src_pages), (move.dst_pool, move.dst_pages)):
-            if pool not in self.pools or max(pages, default=0) >= len(self.pools[pool].pages):
+            if pool not in self.pools or np.max(pages, initial=0) >= len(self.pools[pool].pages):
                 raise TransferError(f"move {move.move_id} is of pages that pool {pool} does not have")
         self._num_open += 1
         self._lane_of(move).lane.push(move)

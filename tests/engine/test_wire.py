@@ -2,13 +2,14 @@
 
 import asyncio
 import socket
+from array import array
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.messages import Abort, FromApi, Hello, Plan, ToRunner
+from engine.messages import Abort, FromApi, Hello, Move, Plan, ToRunner
 from engine.wire import FrameReader, MessagePipe, MessageStream, ProtocolError, encode_frame
 
 MESSAGES = st.lists(
@@ -79,3 +80,21 @@ def test_streams_send_in_order_and_notice_the_end():
         stream.send(Hello(api_id="late"))  # dropped: the peer will say what it missed
 
     asyncio.run(talk())
+
+
+def test_page_lists_go_as_they_are_in_memory():
+    pages = array("i", [0, 70_000, 2**31 - 1])
+    move = Move(move_id=1, src_pool=1, dst_pool=2, src_pages=pages, dst_pages=pages[::-1])
+    frame = encode_frame(Plan(moves=[move]))
+    assert pages.tobytes() in frame
+    (plan,) = FrameReader(ToRunner).feed(frame)
+    assert plan.moves == [move]
+    assert plan.moves[0].src_pages.typecode == "i"
+
+
+@pytest.mark.parametrize("pages", [b"\x01\x00\x00", [1, 2], "1234"])
+def test_page_lists_of_another_form_are_refused(pages):
+    move = {"move_id": 1, "src_pool": 1, "dst_pool": 2, "src_pages": pages, "dst_pages": b""}
+    payload = msgspec.msgpack.encode({"type": "Plan", "moves": [move]})
+    with pytest.raises(ProtocolError):
+        FrameReader(ToRunner).feed(len(payload).to_bytes(4, "little") + payload)

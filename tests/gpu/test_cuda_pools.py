@@ -2,6 +2,7 @@
 
 import gc
 import os
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,11 @@ def spec(pool: int, kind: str, device: str, region: int | None = None) -> PoolSp
     )
 
 
+def a_move(move_id: int, path: tuple[int, int], src_pages: Sequence[int], dst_pages: Sequence[int]) -> Move:
+    (src, dst), (sources, targets) = path, (array("i", pages) for pages in (src_pages, dst_pages))
+    return Move(move_id=move_id, src_pool=src, dst_pool=dst, src_pages=sources, dst_pages=targets)
+
+
 @dataclass(frozen=True)
 class Rig:
     """GPU 0 with three pools, and the peer pool as its owner sees it."""
@@ -64,10 +70,7 @@ class Rig:
         self, move_id: int, src: int, dst: int, src_pages: Sequence[int], dst_pages: Sequence[int]
     ) -> None:
         """Make a move and wait for it."""
-        move = Move(
-            move_id=move_id, src_pool=src, dst_pool=dst, src_pages=list(src_pages), dst_pages=list(dst_pages)
-        )
-        self.attached.transfers.submit(move)
+        self.attached.transfers.submit(a_move(move_id, (src, dst), src_pages, dst_pages))
         done: list[int] = []
         while not done:
             done = [each.move_id for each in self.attached.transfers.completed()]
@@ -204,9 +207,7 @@ def test_moves_of_all_paths_at_once_keep_their_bytes(rig: Rig, tuning: MoveTunin
     for move_id, (src, dst) in enumerate(paths):
         src_pages, dst_pages = ([free[pool].pop() for _ in range(80)] for pool in (src, dst))
         src_pages[:33], dst_pages[:33] = sorted(src_pages[:33]), sorted(dst_pages[:33])
-        moves.append(
-            Move(move_id=move_id, src_pool=src, dst_pool=dst, src_pages=src_pages, dst_pages=dst_pages)
-        )
+        moves.append(a_move(move_id, (src, dst), src_pages, dst_pages))
         transfers.submit(moves[-1])
     assert sorted(wait_for(transfers, len(moves))) == list(range(len(moves)))
     for each in moves:
@@ -224,7 +225,7 @@ def test_a_delayed_move_is_not_reported_before_its_bytes_are_there(
     src, dst = (memory_of(rig, pool) for pool in path)
     src[7], dst[9] = 2, 1
     synchronize()
-    transfers.submit(Move(move_id=1, src_pool=path[0], dst_pool=path[1], src_pages=[7], dst_pages=[9]))
+    transfers.submit(a_move(1, path, [7], [9]))
     streams = streams_of(transfers)
     for stream in streams:
         with torch.cuda.stream(stream):
@@ -266,10 +267,10 @@ def test_large_copies_of_both_ways_at_once_keep_their_bytes(rig: Rig) -> None:
     half, num_moves, each = NUM_PAGES // 2, 40, 15
     lower = [page for page in random_pages(5, NUM_PAGES) if page < half]
     for number in range(num_moves):
-        src, dst = ((PEER, LOCAL), (LOCAL, PEER))[number % 2]
+        path = ((PEER, LOCAL), (LOCAL, PEER))[number % 2]
         first = number // 2 * each
         pages = [page + number % 2 * half for page in lower[first : first + each]]
-        transfers.submit(Move(move_id=number, src_pool=src, dst_pool=dst, src_pages=pages, dst_pages=pages))
+        transfers.submit(a_move(number, path, pages, pages))
     assert sorted(wait_for(transfers, num_moves)) == list(range(num_moves))
     assert torch.equal(pools[LOCAL][:half].cpu(), before[PEER][:half])
     assert torch.equal(pools[PEER][half:].cpu(), before[LOCAL][half:])

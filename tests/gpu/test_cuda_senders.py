@@ -2,6 +2,7 @@
 
 import logging
 import os
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -69,7 +70,7 @@ def transfers_of(attached: Attached) -> CudaTransfers:
 def move(attached: Attached, src: int, dst: int) -> set[int]:
     """Move every page to the same place of another pool; the GPUs that issued something."""
     transfers = transfers_of(attached)
-    pages = list(range(0, NUM_PAGES, 2)) + list(range(1, NUM_PAGES, 2))
+    pages = array("i", [*range(0, NUM_PAGES, 2), *range(1, NUM_PAGES, 2)])
     transfers.submit(Move(move_id=1, src_pool=src, dst_pool=dst, src_pages=pages, dst_pages=pages))
     while transfers.num_open:
         transfers.completed()

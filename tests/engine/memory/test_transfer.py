@@ -1,9 +1,12 @@
+from array import array
+
 from engine.memory.transfer import MoveQueue, page_runs
 from engine.messages import Move
 
 
 def a_move(move_id: int, *, urgent: bool = False) -> Move:
-    return Move(move_id=move_id, src_pool=0, dst_pool=1, src_pages=[], dst_pages=[], urgent=urgent)
+    none = array("i")
+    return Move(move_id=move_id, src_pool=0, dst_pool=1, src_pages=none, dst_pages=none, urgent=urgent)
 
 
 def runs(src_pages: list[int], dst_pages: list[int]) -> list[tuple[int, int, int]]:

@@ -1,6 +1,7 @@
 """Delays are chosen so that only their order matters: what is held back stays back until it is let go."""
 
 import select
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,8 +28,8 @@ def a_move(
         move_id=move_id,
         src_pool=src,
         dst_pool=dst,
-        src_pages=src_pages,
-        dst_pages=dst_pages,
+        src_pages=array("i", src_pages),
+        dst_pages=array("i", dst_pages),
         urgent=urgent,
     )
 

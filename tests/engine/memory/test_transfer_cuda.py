@@ -1,6 +1,7 @@
 """Transfers of a GPU over memory of this process, on streams that do their work when the test says so."""
 
 import ctypes
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -102,8 +103,8 @@ class Rig:
                 move_id=self._num_moves,
                 src_pool=src,
                 dst_pool=dst,
-                src_pages=src_pages,
-                dst_pages=dst_pages,
+                src_pages=array("i", src_pages),
+                dst_pages=array("i", dst_pages),
             )
         )
         return self._num_moves

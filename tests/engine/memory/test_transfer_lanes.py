@@ -1,5 +1,6 @@
 """Lanes against marks that pass when the test says so."""
 
+from array import array
 from dataclasses import dataclass
 
 import pytest
@@ -26,7 +27,7 @@ class FakeMark:
 
 def a_move(move_id: int, num_pages: int, *, dst: int = 1, urgent: bool = False) -> Move:
     """Pages 1, 2, ... to ..., 2, 1."""
-    pages = list(range(1, num_pages + 1))
+    pages = array("i", range(1, num_pages + 1))
     return Move(
         move_id=move_id, src_pool=0, dst_pool=dst, src_pages=pages, dst_pages=pages[::-1], urgent=urgent
     )

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -274,6 +275,6 @@ def move(move_id: int, src: int, dst: int, src_pages: Sequence[int], dst_pages: 
         move_id=move_id,
         src_pool=src,
         dst_pool=dst,
-        src_pages=list(src_pages),
-        dst_pages=list(dst_pages),
+        src_pages=array("i", src_pages),
+        dst_pages=array("i", dst_pages),
     )

@@ -1,6 +1,7 @@
 """The loop, step by step, over an executor and transfers that do nothing until they are told to."""
 
 import socket
+from array import array
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -135,7 +136,7 @@ def make_slice(slice_id: int, *, max_new: int = 3, wait_moves: Sequence[int] = (
 
 
 def a_move(move_id: int) -> Move:
-    return Move(move_id=move_id, src_pool=1, dst_pool=0, src_pages=[1], dst_pages=[1])
+    return Move(move_id=move_id, src_pool=1, dst_pool=0, src_pages=array("i", [1]), dst_pages=array("i", [1]))
 
 
 def test_steps_are_launched_ahead_and_reported_one_by_one(rig: Rig) -> None:

@@ -1,6 +1,7 @@
 """The books of slices, alone: a fake executor whose tokens are a function of their position."""
 
 import random
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ def extension(slice_id: int, extends: int, max_new: int, num_pages: int = 3) -> 
 
 
 def a_move(move_id: int) -> Move:
-    return Move(move_id=move_id, src_pool=1, dst_pool=0, src_pages=[0], dst_pages=[1])
+    return Move(move_id=move_id, src_pool=1, dst_pool=0, src_pages=array("i", [0]), dst_pages=array("i", [1]))
 
 
 @dataclass

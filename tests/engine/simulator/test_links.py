@@ -1,3 +1,5 @@
+from array import array
+
 from engine.messages import Move
 from engine.simulator.clock import EventQueue
 from engine.simulator.hardware import FREE_LINK, LinkSpeed
@@ -5,7 +7,7 @@ from engine.simulator.links import Link
 
 
 def move(move_id, num_pages=1, *, urgent=False):
-    pages = list(range(num_pages))
+    pages = array("i", range(num_pages))
     return Move(move_id=move_id, src_pool=1, dst_pool=2, src_pages=pages, dst_pages=pages, urgent=urgent)
 
 

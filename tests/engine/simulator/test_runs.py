@@ -1,6 +1,7 @@
 """The lean slices of the simulator do what the runner's do: both are driven with the same plans."""
 
 import random
+from array import array
 
 import pytest
 
@@ -94,7 +95,8 @@ def test_it_reports_what_the_runner_reports(seed, depth):
         if source.random() < 0.2:
             last += 1
             if source.random() < 0.4:
-                moves.append(Move(move_id=last, src_pool=1, dst_pool=2, src_pages=[1], dst_pages=[1]))
+                pages = array("i", [1])
+                moves.append(Move(move_id=last, src_pool=1, dst_pool=2, src_pages=pages, dst_pages=pages))
                 open_moves.append(last)
             slices.append(new_slice(source, last, [move.move_id for move in moves]))
             newest[last] = last
