@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.messages import Abort, FromApi, Hello, Move, Plan, ToRunner
+from engine.messages import Abort, FromApi, Hello, Move, Plan, Stats, ToApi, ToRunner
 from engine.wire import FrameReader, MessagePipe, MessageStream, ProtocolError, encode_frame
 
 MESSAGES = st.lists(
@@ -98,3 +98,9 @@ def test_page_lists_of_another_form_are_refused(pages):
     payload = msgspec.msgpack.encode({"type": "Plan", "moves": [move]})
     with pytest.raises(ProtocolError):
         FrameReader(ToRunner).feed(len(payload).to_bytes(4, "little") + payload)
+
+
+def test_what_may_be_anything_is_passed_on() -> None:
+    stats = Stats(serial=1, samples=[], status={"models": {"m": {"ready": True, "pages": [1, 2]}}, "up": 1.5})
+    reader: FrameReader[ToApi] = FrameReader(ToApi)
+    assert reader.feed(encode_frame(stats)) == [stats]
