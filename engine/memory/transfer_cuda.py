@@ -36,7 +36,7 @@ from typing import Protocol
 import numpy as np
 
 from engine.memory.transfer import CompletedMove, PageRuns, TransferError, page_runs
-from engine.memory.transfer_lanes import Batch, ListedMove, PageList
+from engine.memory.transfer_lanes import Batch, Lane, ListedMove, PageList
 from engine.memory.transfer_paths import CudaPool, MoveStream, Path, PathLane, make_lane, path_of, sender_of
 from engine.messages import Move
 
@@ -94,6 +94,7 @@ class CudaTransfers:
         self._make_stream = make_stream
         self._tuning = tuning or MoveTuning()
         self._lanes: dict[Path, dict[int, PathLane]] = {path: {} for path in Path}  # by sender
+        self._starting: list[Lane] = []  # at the last look
         self._num_open = 0
 
     @property
@@ -104,29 +105,35 @@ class CudaTransfers:
         return None
 
     def submit(self, move: Move) -> None:
-        """Queue a move; `completed` launches it."""
-        for pool, pages in ((move.src_pool, move.src_pages), (move.dst_pool, move.dst_pages)):
-            if pool not in self.pools or np.max(pages, initial=0) >= len(self.pools[pool].pages):
-                raise TransferError(f"move {move.move_id} is of pages that pool {pool} does not have")
+        """Queue a move; `completed` launches it. Raises TransferError."""
+        for pool in (move.src_pool, move.dst_pool):
+            if pool not in self.pools:
+                raise TransferError(f"move {move.move_id} is of pool {pool}, which is not mapped")
         self._num_open += 1
         self._lane_of(move).lane.push(move)
 
     def completed(self) -> list[CompletedMove]:
-        """Take what has arrived, then launch what is waiting."""
-        done = [move for each in self._all_lanes() for move in each.lane.completed()]
-        self._num_open -= len(done)
+        """Take what has arrived, then launch what is waiting. Of lanes that had nothing to do, the first that
+        arrives is told before the rest is launched. Raises TransferError, CudaError."""
+        done = self._take_arrived()
         room, now_ns = TURN_COPIES, monotonic_ns()
+        for each in self._all_lanes():
+            each.lookahead.look(now_ns)
+        self._starting = [each.lane for each in self._all_lanes() if each.is_starting]
         for lanes in self._lanes.values():
-            for each in lanes.values():
-                each.lookahead.look(now_ns)
             room -= self._fill(lanes.values(), room)
-        return done
+        return done + self._take_arrived()
 
     def close(self) -> None:
         for each in self._all_lanes():
             each.lane.clear()
             each.copies.synchronize()
             each.kernels.synchronize()
+
+    def _take_arrived(self) -> list[CompletedMove]:
+        done = [move for each in self._all_lanes() for move in each.lane.completed()]
+        self._num_open -= len(done)
+        return done
 
     def _all_lanes(self) -> Iterator[PathLane]:
         for lanes in self._lanes.values():
@@ -144,10 +151,10 @@ class CudaTransfers:
     # ------------------------------------------------------------------ launching
 
     def _fill(self, lanes: Iterable[PathLane], room: int) -> int:
-        """Launch batches of lanes in turn, until all are ahead enough or it is `room` copies; how many it
-        was."""
+        """Launch batches of lanes in turn, until all are ahead enough, it is `room` copies, or there is news;
+        how many copies it was."""
         num_copies, waiting = 0, deque(lanes)
-        while waiting and num_copies < room:
+        while waiting and num_copies < room and not any(lane.has_arrived for lane in self._starting):
             each = waiting.popleft()
             launched = self._launch(each)
             if launched:
@@ -166,7 +173,7 @@ class CudaTransfers:
             return 0
         page_bytes = self.pools[lane.peek().move.src_pool].page_bytes
         batch = lane.take(path_lane.batch_pages(page_bytes))
-        num_bytes, pages = batch.num_pages * page_bytes, batch.page_lists()
+        num_bytes, pages = batch.num_pages * page_bytes, self._checked_pages(batch)
         runs = page_runs(*pages)
         by_copies = mover is Mover.ENGINES or (
             num_bytes >= self._tuning.engine_run_bytes * len(runs) and (is_idle or path_lane.is_remote)
@@ -179,6 +186,14 @@ class CudaTransfers:
             self._copy_by_kernel(batch, pages, mover, stream)
         lane.launch(batch, num_bytes, start, stream.mark())
         return len(runs) if by_copies else KERNEL_COPIES
+
+    def _checked_pages(self, batch: Batch) -> tuple[PageList, PageList]:
+        """Source and destination pages. Raises TransferError."""
+        lists = batch.page_lists()
+        for pool, pages in zip(batch.pools, lists, strict=True):
+            if pages.max() >= len(self.pools[pool].pages):
+                raise TransferError(f"page {pages.max()} of pool {pool} is not there, but to be moved")
+        return lists
 
     def _mover(self, listed: ListedMove, path_lane: PathLane) -> Mover:
         """Who is to move these pages, if they are far enough apart."""

@@ -108,6 +108,11 @@ class Lookahead:
         self._looked_ns: int | None = None
         self.ahead_bytes = at_least  # to be ahead after a look
 
+    @property
+    def is_short(self) -> bool:
+        """Whether looks come often."""
+        return self.ahead_bytes == self._at_least
+
     def look(self, now_ns: int) -> None:
         """Note that the runner looks at its moves. A long pause is forgotten slowly: another may follow."""
         pause_ns = 0 if self._looked_ns is None else now_ns - self._looked_ns
@@ -131,6 +136,11 @@ class Lane:
     def has_waiting(self) -> bool:
         """Whether `take` has something to give."""
         return self._current is not None or len(self._queue) > 0
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether the oldest of what was launched has arrived, and `completed` does not know it yet."""
+        return bool(self._launched) and self._launched[0].end.query()
 
     def push(self, move: Move) -> None:
         """Queue a move of at least one page."""

@@ -85,6 +85,11 @@ class PathLane:
         """Whether the copy engines are another GPU's."""
         return self.copies is not self.kernels
 
+    @property
+    def is_starting(self) -> bool:
+        """Whether nothing is on its way, and looks at what has arrived come often."""
+        return not self.lane.ahead_bytes and self.lookahead.is_short
+
     def batch_pages(self, page_bytes: int) -> int:
         return max(1, min(self.batch_bytes // page_bytes, BATCH_PAGES))
 

@@ -35,15 +35,18 @@ class FakeMark:
 
 @dataclass
 class FakeStream:
-    """Work that was launched on GPU `device`, and its names."""
+    """Work that was launched on GPU `device`, and its names; done at once if it `is_prompt`."""
 
     device: int
+    is_prompt: bool = False
     work: list[Callable[[], None]] = field(default_factory=list)
     launched: list[str] = field(default_factory=list)
 
     def mark(self) -> FakeMark:
         mark = FakeMark()
         self.work.append(lambda: setattr(mark, "is_passed", True))
+        if self.is_prompt:
+            self.synchronize()
         return mark
 
     def copy(self, dst: Words, src: Words, sizes: Words) -> None:
@@ -232,13 +235,42 @@ def test_lenders_on_one_path_take_turns_at_being_launched(monkeypatch: pytest.Mo
     rig.finish()
 
 
-def test_pages_that_a_pool_does_not_have_are_refused() -> None:
+def test_what_arrives_while_an_idle_lane_is_filled_is_told_before_the_rest_is_launched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transfer_paths, "BATCH_PEER_BYTES", 8 * PAGE_BYTES)
     rig = Rig()
-    with pytest.raises(TransferError, match="pool 1"):
-        rig.submit(PEER, LOCAL, [NUM_PAGES], [0])
+    first, *others = (rig.submit(PEER, LOCAL, *scattered(0)) for _ in range(4))
+    remote = next(stream for stream in rig.streams if stream.device == 1)
+    remote.is_prompt = True
+    assert rig.completed() == [first]
+    assert rig.launched() == {1: ["8 copies"]}
+    remote.is_prompt = False
+    assert rig.completed() == []
+    assert rig.launched() == {1: ["8 copies"] * 3}, "nothing arrived, so all was launched"
+    assert rig.finish() == others
+
+
+def test_where_looks_are_rare_all_is_launched_whatever_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer_paths, "BATCH_PEER_BYTES", 8 * PAGE_BYTES)
+    now_ns = iter(range(0, 10**12, 10**8))
+    monkeypatch.setattr(transfer_cuda, "monotonic_ns", lambda: next(now_ns))
+    rig = Rig()
+    rig.submit(PEER, LOCAL, *scattered(0))
+    rig.finish()
+    moves = [rig.submit(PEER, LOCAL, *scattered(0)) for _ in range(4)]
+    next(stream for stream in rig.streams if stream.device == 1).is_prompt = True
+    assert rig.completed() == moves
+
+
+def test_pools_and_pages_that_are_not_there_are_refused() -> None:
+    rig = Rig()
     with pytest.raises(TransferError, match="pool 9"):
         rig.submit(LOCAL, 9, [0], [0])
     assert rig.transfers.num_open == 0
+    rig.submit(PEER, LOCAL, [1, NUM_PAGES], [0, 1])
+    with pytest.raises(TransferError, match=f"page {NUM_PAGES} of pool {PEER}"):
+        rig.completed()
 
 
 def test_what_was_launched_is_finished_at_the_end() -> None:
