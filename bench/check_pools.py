@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from array import array
 from dataclasses import dataclass
 from statistics import median
 
@@ -25,7 +26,7 @@ import torch
 from bench.movers import ENGINES, Mover, Pools, Ways, issued_here, kernel, large_rate
 from engine.memory.regions import create_region, receive_descriptors, send_descriptors
 from engine.memory.transfer_cuda import CudaTransfers, MoveTuning
-from engine.messages import Attach, PoolSpec
+from engine.messages import Attach, PageList, PoolSpec
 from engine.model_runner.cuda_device import CudaDevice
 
 LOCAL, PEER, HOST = 0, 1, 2
@@ -266,16 +267,16 @@ class Check:
         mover.close()
         return median(times_s[1:]) * 1e3
 
-    def page_lists(self, variant: Variant, parts: int) -> list[tuple[list[int], list[int]]]:
+    def page_lists(self, variant: Variant, parts: int) -> list[tuple[PageList, PageList]]:
         """Source and destination pages, a part of the pools for each of the ways."""
         share = self.size.num_pages // parts
         inside = torch.arange(variant.run_pages)
 
-        def listed(first: int, *, is_sorted: bool) -> list[int]:
+        def listed(first: int, *, is_sorted: bool) -> PageList:
             count = share // variant.run_pages
             order = torch.arange(count) if is_sorted else torch.randperm(count)
-            pages: list[int] = (order[:, None] * variant.run_pages + first + inside).flatten().tolist()
-            return pages
+            pages = (order[:, None] * variant.run_pages + first + inside).flatten()
+            return array("i", pages.tolist())
 
         starts = [part * share for part in range(parts)]
         return [(listed(s, is_sorted=variant.is_sorted), listed(s, is_sorted=False)) for s in starts]

@@ -109,7 +109,7 @@ class Feed:
         pages_each: int,
         ahead: int,
     ) -> None:
-        src_pages, dst_pages = pages
+        src_pages, dst_pages = (array("i", each) for each in pages)
         starts = range(0, len(src_pages) - pages_each + 1, pages_each)
         assert len(starts) > ahead, "a page would be in two moves at once"
         self._parts = cycle((src_pages[s : s + pages_each], dst_pages[s : s + pages_each]) for s in starts)

@@ -16,7 +16,7 @@ programs to use; on the current stream."""
 
 
 class CudaMoveStream:
-    """See `transfer_cuda.MoveStream`. A stream of GPU `device`, on which the process has a context, that
+    """See `transfer_paths.MoveStream`. A stream of GPU `device`, on which the process has a context, that
     nobody else is on to the end of the process; torch's own are given out in turn."""
 
     def __init__(self, device: int, copy_batch: BatchCopy, move_pages: MovePages) -> None:
@@ -24,7 +24,7 @@ class CudaMoveStream:
         self._copy_batch = copy_batch
         self._move_pages = move_pages
         with torch.cuda.device(self._device):
-            created = driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+            created = driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
             handle = unwrap("cuStreamCreate", created)
         self.stream = torch.cuda.ExternalStream(int(handle), device=self._device)
 
