@@ -1,10 +1,11 @@
 """A device of a model as the scheduler sees it: what runs there, how fast, and the plan being made for it."""
 
+from collections import deque
 from dataclasses import dataclass, field
 
 from engine.memory.context import Context
 from engine.messages import CostModel, Extension, Move, Plan, Slice
-from engine.prompt import Prompt
+from engine.prompt import Prompt, Turn
 
 LOOKAHEAD_NS = 20_000_000  # the next slice is planned so long before this one is used up, ...
 LOOKAHEAD_STEPS = 2  # ... and at least so many steps
@@ -50,6 +51,7 @@ class Device:
     ending: dict[Prompt, None] = field(default_factory=dict)  # of those, whom the runner was told to end
     by_slice: dict[int, Prompt] = field(default_factory=dict)
     cancelled: dict[int, Context] = field(default_factory=dict)  # by slice, until its end is reported
+    young: deque[tuple[int, Turn]] = field(default_factory=deque)  # with their beginnings, until they are old
     outbox: Outbox = field(default_factory=Outbox)
     busy_ns: int = 0
     idle_ns: int = 0

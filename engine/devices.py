@@ -25,8 +25,9 @@ class _Entry(NamedTuple):
 
 
 class Devices:
-    """A device is *touched* when its runner comes, goes or reports, when something is written for it, and
-    when pages of its pool change hands. Starts leave the share `reserve` of a pool to those who run there.
+    """A device is *touched* when its runner comes or goes, or reports what a plan would answer there, when
+    something is written for it, and when pages of its pool change hands. Starts leave the share `reserve` of
+    a pool to those who run there.
     """
 
     def __init__(self, store: ContextStore, *, reserve: float) -> None:
@@ -96,6 +97,10 @@ class Devices:
             self.touch(self._by_pool[pool_id])
         touched = [device for device in {**dict.fromkeys(besides), **self._touched} if device.is_up]
         return sorted(touched, key=self._serials.__getitem__) if len(touched) > 1 else touched
+
+    def changed(self) -> list[Device]:
+        """Devices with pools of which pages have changed hands since the last plan."""
+        return [self._by_pool[pool_id] for pool_id in self._store.changed_pools]
 
     def take_touched(self) -> list[Device]:
         """Devices that were touched since the last call."""

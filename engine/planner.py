@@ -1,8 +1,9 @@
 """Who runs next, where, and for how long: the plan for the coming slices of all devices of a model.
 
 The planner asks the policy for the prompts in fair order and finds room for them; pages are the store's
-business. It runs on events (an arrival, a slice that is nearly used up, a slice that ended, room that came
-back), never per token, and it is pure: time is an argument, plans pile up in the devices' outboxes.
+business. It runs on events (an arrival; a slice that is nearly used up, over, or old enough to be ended for
+others; as much room as somebody waits for), never per token, and it is pure: time is an argument, plans pile
+up in the devices' outboxes.
 
 A plan looks at the devices that something happened to since the last one, and at those where that one left
 something undone: of a thousand devices, an event concerns one.
@@ -67,7 +68,7 @@ class Planner:
         self._floor = ReadingFloor(settings.floor_tokens_per_s, settings.gap_ns)
         self.num_preemptions = 0
         self.num_deferred = 0  # prompts that waited in the last plan for what others compute
-        self._is_contended = False  # somebody waited at its end
+        self.is_contended = False  # somebody waited at its end
 
     def plan(self, now_ns: int) -> list[Device]:
         """Extend, start and end turns. Returns the devices for which something may have been written, in
@@ -86,10 +87,28 @@ class Planner:
         self._reclaim()
         return self.devices.touched(devices)
 
+    @property
+    def mirror_tokens(self) -> int | None:
+        """A running context is copied out whenever it has so many positions more; None: it is not."""
+        return MIRROR_PAGES * self.store.layout.page_tokens if self.is_contended else None
+
     def leave_device(self, prompt: Prompt, now_ns: int) -> None:
         """The runner has ended the prompt's turn, or is gone: it pays for what it had."""
         self.waiting.charge(prompt, now_ns)
         self.turns.leave(prompt)
+
+    def awaits_move(self) -> bool:
+        """Whether a plan might use what a move that has just ended has made free, or go on where it left
+        off."""
+        store, room_wanted = self.store, self.turns.room_wanted
+        if store.has_recalls or store.dirty_pools or not self.turns.num_running:
+            return True
+        return any(
+            room_wanted.is_there(device)
+            or store.is_shrinking(device.pool_id)
+            or store.lacks_mirrors(device.pool_id)
+            for device in self.devices.changed()
+        )
 
     def _renew(self, device: Device, now_ns: int) -> None:
         """Turns that are nearly used up: go on at once if nobody waits, else compete in fair order."""
@@ -178,16 +197,17 @@ class Planner:
         if home is not None and home.num_slots_free > 0:
             yield home
         if self.store.is_bound(context):
-            self.turns.refuse()
+            self.turns.refuse(0)  # a move's end may set it free
             return
         end = self.turns.end_position(prompt, len(prompt.output_ids) + 1)
-        roomiest = self.devices.with_room(context.num_absent(end) + context.num_local)
+        num_pages = context.num_absent(end) + context.num_local
+        roomiest = self.devices.with_room(num_pages)
         preferred = self._with_prefix(prompt)
         yield from preferred
         for device in roomiest:
             if device is not home and device not in preferred:
                 yield device
-        self.turns.refuse()
+        self.turns.refuse(num_pages)
 
     def _with_prefix(self, prompt: Prompt) -> list[Device]:
         """Devices with a free place that have some of what a newcomer begins with, the most first."""
@@ -212,10 +232,10 @@ class Planner:
         """Under contention, copy out the full pages of what runs, some at a time: little is left for when it
         stops."""
         if self.policy.recomputes or not self.policy.num_queued():
-            self._is_contended = False
+            self.is_contended = False
             return
-        if not self._is_contended:
-            self._is_contended = True
+        if not self.is_contended:
+            self.is_contended = True
             self.devices.touch_all()
         batch = MIRROR_PAGES * self.store.layout.page_tokens
         for device in self.devices.touched(looked_at):

@@ -39,45 +39,86 @@ class Progress:
         self._planner = planner
         self.slice_log = slice_log
 
-    def take(self, device: Device, step: Step, now_ns: int, *, is_plan_due: bool) -> bool:
-        """Enter a step. Returns whether a plan is due: if it was, or if a slice is nearly used up, or if what
-        others wait for may be there."""
+    def take(self, device: Device, step: Step, now_ns: int) -> bool:
+        """Enter a step. Returns whether a plan is due: if a slice is nearly used up, or if what others wait
+        for may be there."""
+        device.observe_step(step.step_ns, step.idle_ns, is_decode=sum(step.fed) == len(step.fed))
+        is_plan_due = self._take_rows(device, step, now_ns)
+        if step.logprobs or step.prompt_logprobs:
+            self._keep_logprobs(device, step)
+        return self._may_turns_be_ended(device, now_ns) or is_plan_due
+
+    def _take_rows(self, device: Device, step: Step, now_ns: int) -> bool:
+        planner, counters, by_slice = self._planner, self.counters, device.by_slice
+        mirror_tokens = planner.mirror_tokens
+        is_plan_due = False
         shares = share(step.step_ns, step.fed, step.computed, step.tokens, device.cost)
-        is_decode = sum(step.fed) == len(step.fed)
-        device.observe_step(step.step_ns, step.idle_ns, is_decode=is_decode)
-        by_slice, turns = device.by_slice, self._planner.turns
         rows = zip(step.slice_ids, step.fed, step.computed, step.tokens, shares, strict=True)
         for slice_id, fed, computed, token, share_ns in rows:
             prompt = by_slice.get(slice_id)
             if prompt is None:
                 continue  # cancelled
-            turn = prompt.turn
+            turn, context = prompt.turn, prompt.context
             assert turn is not None
             prompt.uncharged_ns += share_ns
-            self._count_computed(prompt, fed, computed)
+            context.computed = computed
+            counters.computed_tokens += fed
+            if computed - fed != prompt.peak_computed:
+                self._count_recomputed(prompt, computed - fed, computed)
+            else:
+                prompt.peak_computed = computed
             if turn.first_ns is None or slice_id == turn.next_id:
                 self._begin_slice(prompt, turn, slice_id, fed, now_ns - step.step_ns, now_ns)
+            if mirror_tokens is not None and computed - context.mirror_target >= mirror_tokens:
+                planner.devices.touch(device)  # there is something to be copied out
             if token is None:
-                is_plan_due |= self._planner.num_deferred > 0  # what they wait for may be computed
-                continue
-            if not prompt.output_ids:
-                self._planner.waiting.pass_gate(prompt, now_ns)
-                self.slice_log.first_token(prompt, now_ns)
+                is_plan_due |= planner.num_deferred > 0  # what they wait for may be computed
+            elif self._add_token(prompt, turn, token, now_ns):
+                planner.devices.touch(device)
                 is_plan_due = True
-            self._add_token(prompt, token, now_ns)
-            is_plan_due = is_plan_due or turns.is_nearly_used_up(prompt)
-        if step.logprobs or step.prompt_logprobs:
-            self._keep_logprobs(device, step)
         return is_plan_due
 
-    def _count_computed(self, prompt: Prompt, fed: int, computed: int) -> None:
-        peak, start = prompt.peak_computed, computed - fed
-        if computed > peak:
-            prompt.peak_computed = computed
+    def _add_token(self, prompt: Prompt, turn: Turn, token: int, now_ns: int) -> bool:
+        """Returns whether that is a reason to plan."""
+        output_ids = prompt.output_ids
+        is_first = not output_ids
+        if prompt.first_token_ns is None:
+            self._begin_answer(prompt, now_ns)
+        gap_ns = now_ns - prompt.last_token_ns
+        if gap_ns > prompt.longest_gap_ns and not is_first:
+            prompt.longest_gap_ns = gap_ns
+            self.counters.longest_gap_ns = max(self.counters.longest_gap_ns, gap_ns)
+        output_ids.append(token)
+        prompt.last_token_ns = now_ns
+        self.counters.output_tokens += 1
+        self._policy.charge_tokens(prompt.task, 1, now_ns)
+        self.with_news[prompt] = None
+        planner = self._planner
+        if is_first and (self._policy.num_queued() or planner.num_deferred):
+            return True  # others may be let in, or find its prompt computed, or have its place
+        return not turn.is_expiring and planner.turns.is_nearly_used_up(prompt)
+
+    def _begin_answer(self, prompt: Prompt, now_ns: int) -> None:
+        """The prompt gets the first token that was sampled here."""
+        prompt.first_token_ns = now_ns
+        if not prompt.output_ids:
+            self._planner.waiting.pass_gate(prompt, now_ns)
+            self.slice_log.first_token(prompt, now_ns)
+
+    def _may_turns_be_ended(self, device: Device, now_ns: int) -> bool:
+        """Whether turns there have had the least time since the step before, and others wait."""
+        young, oldest_ns = device.young, now_ns - self._planner.turns.floor_ns(device)
+        may_be = False
+        while young and young[0][0] <= oldest_ns:
+            may_be |= not young.popleft()[1].is_ending
+        return may_be and self._policy.rotates and self._policy.num_queued() > 0
+
+    def _count_recomputed(self, prompt: Prompt, start: int, computed: int) -> None:
+        """A step did not go on where the prompt was when it had come furthest."""
+        peak = prompt.peak_computed
         if start < peak:
             self.counters.recomputed_tokens += min(peak, computed) - start
-        prompt.context.computed = computed
-        self.counters.computed_tokens += fed
+        prompt.peak_computed = max(peak, computed)
 
     def _begin_slice(
         self, prompt: Prompt, turn: Turn, slice_id: int, fed: int, start_ns: int, now_ns: int
@@ -86,26 +127,12 @@ class Progress:
         device = turn.device
         if turn.first_ns is None:
             turn.first_ns = now_ns
+            device.young.append((now_ns, turn))
             self.slice_log.begin(prompt, device.name, start_ns, fed)
         if slice_id == turn.next_id:
             device.by_slice.pop(turn.slice_id)
             turn.slice_id, turn.next_id = slice_id, None
             self.slice_log.extend(prompt, now_ns, fed)
-
-    def _add_token(self, prompt: Prompt, token: int, now_ns: int) -> None:
-        counters = self.counters
-        if prompt.output_ids:
-            gap_ns = now_ns - prompt.last_token_ns
-            if gap_ns > prompt.longest_gap_ns:
-                prompt.longest_gap_ns = gap_ns
-                counters.longest_gap_ns = max(counters.longest_gap_ns, gap_ns)
-        if prompt.first_token_ns is None:
-            prompt.first_token_ns = now_ns
-        prompt.output_ids.append(token)
-        prompt.last_token_ns = now_ns
-        counters.output_tokens += 1
-        self._policy.charge_tokens(prompt.task, 1, now_ns)
-        self.with_news[prompt] = None
 
     def _keep_logprobs(self, device: Device, step: Step) -> None:
         for row in step.logprobs.keys() | step.prompt_logprobs.keys():

@@ -132,6 +132,7 @@ class Scheduler:
         device = self.devices[name]
         self.planner.devices.go(device)
         device.outbox.take()
+        device.young.clear()
         self.counters.runners_lost += 1
         self.store.lose_moves(device.pool_id)
         for prompt in list(device.running):
@@ -174,9 +175,9 @@ class Scheduler:
     def on_report(self, name: str, report: Report, now_ns: int) -> None:
         """A runner made steps, ended slices, completed moves."""
         device = self.devices[name]
-        self.planner.devices.touch(device)
         for step in report.steps:
-            self.needs_plan = self.progress.take(device, step, now_ns, is_plan_due=self.needs_plan)
+            if self.progress.take(device, step, now_ns):
+                self.needs_plan = True
         for end in report.ends:
             self._on_slice_end(device, end, now_ns)
         for move in report.moves:
@@ -216,8 +217,8 @@ class Scheduler:
 
     def _on_move_end(self, end: MoveEnd) -> None:
         self.counters.wait_ns += end.wait_ns
-        self.store.finish_move(end.move_id, end.duration_ns)
-        self.needs_plan = True
+        if self.store.finish_move(end.move_id, end.duration_ns) and self.planner.awaits_move():
+            self.needs_plan = True
 
     def _leave(self, prompt: Prompt, now_ns: int) -> None:
         """The prompt's turn is over and it is not finished: it waits for the next."""

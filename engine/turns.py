@@ -10,6 +10,7 @@ from engine.memory.store import ContextStore
 from engine.messages import Extension, Move, Slice
 from engine.prefix_sharing import PrefixSharing
 from engine.prompt import Prompt, Turn
+from engine.room_wanted import RoomWanted
 
 MIN_STEPS = 4  # a slice is worth at least so many steps: switching costs about one
 GRANT_PAGES = 2  # when nobody waits, a slice is a grant of so many pages: more would only lie unused
@@ -48,6 +49,7 @@ class Turns:
         self._num_at_once = 0  # prompts that ran when it began
         self._num_refused: int | None = None  # prompts that waited when one first found no room anywhere
         self.num_running = 0
+        self.room_wanted = RoomWanted(store)
 
     # ------------------------------------------------------------------ measures
 
@@ -56,9 +58,12 @@ class Turns:
         self._slice_tokens.clear()
         self._num_at_once = self.num_running
         self._num_refused = None
+        self.room_wanted.begin_plan()
 
-    def refuse(self) -> None:
-        """A prompt found no room on any device: it counts as a try on all that have a free place."""
+    def refuse(self, num_pages: int) -> None:
+        """A prompt found no room on any device, `num_pages` beside the reserve: it counts as a try on all
+        that have a free place."""
+        self.room_wanted.refuse_everywhere(num_pages)
         if self._num_refused is None and self._policy.rotates:
             self._num_refused = self._policy.num_queued()
 
@@ -156,9 +161,11 @@ class Turns:
         if moves is not None:
             if not prompt.has_started:
                 self._prefixes.count(prompt)
-        elif has_joined:
+            return moves
+        self.room_wanted.refuse(device, prompt.context, end, spare)
+        if has_joined:
             self._prefixes.part(prompt)
-        return moves
+        return None
 
     def extend(self, prompt: Prompt) -> bool:
         """Queue the next slice of a running prompt behind the one it has."""
@@ -172,6 +179,7 @@ class Turns:
             return False  # it goes on where there is room for longer contexts
         pages = self._store.extend(prompt.context, self.end_position(prompt, until))
         if pages is None:
+            self.room_wanted.refuse_growth(device)
             return False
         turn.next_id = next(self._slice_ids)
         device.outbox.extensions.append(

@@ -61,6 +61,11 @@ class LocalCopies:
 
     # ------------------------------------------------------------------ news
 
+    @property
+    def changed_pools(self) -> Collection[int]:
+        """Those that `take_changed_pools` would return for what happened in them."""
+        return self._changed
+
     def take_changed_pools(self) -> set[int]:
         """Pools whose `num_available`, or whose sets of contexts that are idle, dirty or in motion, may have
         changed since the last call, or of which a running context may have lost its mirror. With a landlord,

@@ -195,6 +195,11 @@ class ContextStore(ShrinkingStore):
             return True
         return self._wants_cached_mirrors(pool_id) and any(True for _ in self._local.cached_dirty(pool_id))
 
+    @property
+    def changed_pools(self) -> Collection[int]:
+        """What `take_changed_pools` would return, without what lenders may have made available."""
+        return self._local.changed_pools
+
     def take_changed_pools(self) -> set[int]:
         """Local pools of which `num_available`, or what is idle, dirty or in motion there, may have changed
         since the last call."""
@@ -219,18 +224,22 @@ class ContextStore(ShrinkingStore):
 
     # ------------------------------------------------------------------ moves
 
-    def finish_move(self, move_id: int, duration_ns: int) -> None:
-        """All bytes of the move have arrived."""
+    def finish_move(self, move_id: int, duration_ns: int) -> bool:
+        """All bytes of the move have arrived. Whether that may have made room, or left something to be moved:
+        not if it was of a context that runs on and had nothing to leave behind."""
         done = self._moves.finish(move_id, duration_ns)
+        is_news = self._reclaim.is_busy or self._local.is_shrinking(done.runner)
         if done.purpose is Purpose.RELOCATE:
             self._reclaim.finish(done)
         elif done.purpose is Purpose.SHIFT:
             self._vacating.finish(done)
         for context in done.contexts:
             if not context.moves_in_flight:
+                is_news |= not context.is_running or bool(context.retired) or context in self._departures
                 context.mirrored = context.mirror_target
                 self._settle(context)
                 self._local.recount(context)
+        return is_news
 
     def lose_moves(self, pool_id: int) -> None:
         """The runner of this pool is gone, and with it every move that it had not reported. A context that

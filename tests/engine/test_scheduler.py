@@ -3,9 +3,10 @@
 import random
 from itertools import pairwise
 
+import msgspec
 import pytest
 
-from engine.messages import FinishReason, Sampling
+from engine.messages import FinishReason, Report, Sampling
 from tests.engine.fake_runner import FULL, WINDOWED, generate
 from tests.engine.rig import STEP_NS, Rig
 
@@ -85,6 +86,75 @@ def test_plans_go_by_slices_not_by_tokens():
         rig.submit(f"p{number}", range(10), 90)
     rig.run()
     assert rig.runners["d1"].num_plans < rig.scheduler.counters.output_tokens / 8  # pages of 4 tokens here
+
+
+def test_a_first_token_is_no_reason_to_plan_while_nobody_waits():
+    rig = Rig(FULL, local=(200,))
+    rig.submit("p", range(10), 90)
+    rig.now_ns += STEP_NS
+    while not rig.scheduler.prompts["p"].output_ids:
+        rig.scheduler.on_report("d1", rig.runners["d1"].tick(), rig.now_ns)
+        assert not rig.scheduler.needs_plan
+
+
+def test_a_turn_that_has_had_the_least_time_is_a_reason_to_plan_if_others_wait():
+    rig = Rig(FULL, max_batch=1, slice_ns=64 * STEP_NS, target_ns=640 * STEP_NS)
+    rig.submit("first", range(4), 90)
+    for _ in range(20):
+        rig.tick()
+    first = rig.scheduler.prompts["first"].turn
+    rig.submit("second", range(4), 90)
+    while rig.scheduler.prompts["first"].turn is first:
+        rig.tick()
+    second = rig.scheduler.prompts["second"].turn
+    assert second is not None
+    while second.first_ns is None:
+        rig.tick()
+    least_ns = rig.scheduler.planner.turns.floor_ns(second.device)
+    planned_after_ns = []
+    for _ in range(6):
+        rig.now_ns += STEP_NS
+        rig.scheduler.on_report("d1", rig.runners["d1"].tick(), rig.now_ns)
+        if rig.scheduler.needs_plan:
+            planned_after_ns.append(rig.now_ns - second.first_ns)
+        rig.flush()
+    assert least_ns == 4 * STEP_NS
+    assert least_ns in planned_after_ns
+
+
+@pytest.mark.parametrize("layout", [FULL, WINDOWED])
+def test_the_end_of_a_move_is_a_reason_to_plan_if_it_gives_the_room_that_somebody_waits_for(layout):
+    rig = Rig(layout, host=400)
+    scheduler, runner = rig.scheduler, rig.runners["d1"]
+    for prompt_id, (ids, max_tokens) in prompts(40).items():
+        rig.submit(prompt_id, ids, max_tokens)
+    fetches, reasons, num_moves = set(), [], 0
+
+    def plan():
+        """Returns how many turns have begun."""
+        num_begun = 0
+        for _, plan in scheduler.plan(rig.now_ns):
+            fetches.update(move.move_id for move in plan.moves if move.urgent)
+            num_begun += len(plan.slices)
+            runner.apply(plan)
+        return num_begun
+
+    plan()
+    while scheduler.prompts:
+        rig.now_ns += STEP_NS
+        report = runner.tick()
+        for move in report.moves:
+            scheduler.on_report("d1", Report(steps=[], ends=[], moves=[move]), rig.now_ns)
+            num_moves += 1
+            if scheduler.needs_plan:
+                assert move.move_id not in fetches
+                reasons.append(plan())
+        scheduler.on_report("d1", msgspec.structs.replace(report, moves=[]), rig.now_ns)
+        plan()
+        rig.flush()
+    assert 0 < len(reasons) < num_moves / 2
+    assert any(reasons)
+    rig.scheduler.check_integrity()
 
 
 def test_a_full_host_tier_costs_recomputation_and_nothing_else():

@@ -1,0 +1,50 @@
+"""How much room somebody waits for: a move's end that does not give as much is no reason to plan."""
+
+from engine.device import Device
+from engine.memory.context import Context
+from engine.memory.store import ContextStore
+
+
+class RoomWanted:
+    """The least number of pages that would have to be available, on a device or on any, for a prompt that was
+    refused in the latest plan to start there, or to go on. An estimate from below: what others have claimed
+    meanwhile is not in it."""
+
+    def __init__(self, store: ContextStore) -> None:
+        self._store = store
+        self._on: dict[Device, int] = {}
+        self._on_any: int | None = None  # beside the reserve
+
+    def begin_plan(self) -> None:
+        """Nobody has been refused yet."""
+        self._on.clear()
+        self._on_any = None
+
+    def refuse(self, device: Device, context: Context, end: int, spare: int) -> None:
+        """The context could not run there up to position `end` with `spare` pages left."""
+        pool_id, store = device.pool_id, self._store
+        own = store.num_available(pool_id) - store.num_available(pool_id, besides=context)
+        self._note(device, store.pages_needed(context, pool_id, end) + spare + own)
+
+    def refuse_growth(self, device: Device) -> None:
+        """A prompt that runs there found no page to go on."""
+        self._note(device, self._store.num_available(device.pool_id) + 1)
+
+    def refuse_everywhere(self, num_pages: int) -> None:
+        """No device had so many pages available beside its reserve."""
+        if self._on_any is None or num_pages < self._on_any:
+            self._on_any = num_pages
+
+    def is_there(self, device: Device) -> bool:
+        """Whether the device has it now."""
+        least = self._on.get(device, self._on_any)
+        if least is None:
+            return False
+        if self._on_any is not None and self._on_any < least:
+            least = self._on_any
+        return self._store.num_available(device.pool_id) >= least
+
+    def _note(self, device: Device, num_available: int) -> None:
+        least = self._on.get(device)
+        if least is None or num_available < least:
+            self._on[device] = num_available
