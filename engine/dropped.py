@@ -19,7 +19,7 @@ class Dropped:
     def __init__(self, devices: Devices) -> None:
         self._devices = devices
         self._prompts: set[Prompt] = set()
-        self._awaited: set[Prompt] = set()  # of those, who can come back
+        self.awaited: set[Prompt] = set()  # of those, who can come back
         self._begun: dict[str, Prompt] | None = None  # by tenant, one that has begun, or may in this plan
 
     def begin_plan(self) -> None:
@@ -27,17 +27,18 @@ class Dropped:
         self._begun = None
         if self._prompts:
             self._prompts = {p for p in self._prompts if p.turn is None and p.finish is None}
-            self._awaited = {p for p in self._prompts if self._devices.can_some_hold(p)}
+            self.awaited = {p for p in self._prompts if self._devices.can_some_hold(p)}
 
     def add(self, prompt: Prompt) -> None:
         """The prompt's context was dropped."""
         self._prompts.add(prompt)
         if self._devices.can_some_hold(prompt):
-            self._awaited.add(prompt)
+            self.awaited.add(prompt)
 
     def hold_back(self, prompt: Prompt, prompts: Iterable[Prompt]) -> bool:
-        """Whether a prompt that could start now, one of these `prompts`, must not."""
-        if not self._awaited or prompt.turn is not None or prompt.context.computed:
+        """Whether a prompt that could start now, one of these `prompts`, must not. Nobody is held back while
+        nobody is awaited."""
+        if not self.awaited or prompt.turn is not None or prompt.context.computed:
             return False
         if prompt in self._prompts:
             return False

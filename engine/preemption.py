@@ -46,15 +46,14 @@ class Preemption:
         """End as many turns as a waiting prompt needs room, if it deserves their place, and keep that room
         for it. A prompt that is due deserves any, and keeps what is free even if nobody can make way yet.
         Where one was refused, those of its tenant that come after it in fair order need not ask."""
-        is_due = self._waiting.is_due(prompt, now_ns)
-        context = prompt.context
-        device = self._devices.home_of(context) or self._devices.least_busy()
-        assert device is not None
-        if not device.can_hold(prompt):
-            device = self._devices.least_busy_for(prompt)
-            if device is None:
-                return  # until one comes that can
-        tenant = prompt.task.tenant
+        device = self._device_for(prompt)
+        if device is None:
+            return  # until one comes that can hold it
+        is_full = device.num_slots_free == 0
+        victims = self._victims_on(device, now_ns) if is_full else []
+        if is_full and not victims:
+            return  # nobody starts there in this plan, whatever is claimed
+        is_due, tenant = self._waiting.is_due(prompt, now_ns), prompt.task.tenant
         if not is_due and (device, tenant) in self._refused:
             return
         end = self._turns.end_position(prompt, len(prompt.output_ids) + 1)
@@ -62,9 +61,11 @@ class Preemption:
         short = needed + self.claims.get(device, 0) + self._devices.reserve_pages(device)
         short -= self._store.num_available(device.pool_id, besides=prompt.context)
         short -= self._pages_coming(device)
-        needs_slot = device.num_slots_free == 0 and not device.ending
+        if short > 0 and not is_full:
+            victims = self._victims_on(device, now_ns)
+        needs_slot = is_full and not device.ending
         has_claim = is_due
-        for victim in self._victims_on(device, now_ns) if short > 0 or needs_slot else ():
+        for victim in victims if short > 0 or needs_slot else ():
             if not is_due and not self._policy.preempts(prompt.task, victim.task, now_ns):
                 continue
             self._turns.end(victim)
@@ -76,6 +77,13 @@ class Preemption:
             self.claims[device] = self.claims.get(device, 0) + needed
         elif short > 0 or needs_slot:
             self._refused.add((device, tenant))
+
+    def _device_for(self, prompt: Prompt) -> Device | None:
+        """Where a waiting prompt has its pages, or else where the fewest run; None if none can hold it."""
+        device = self._devices.home_of(prompt.context) or self._devices.least_busy()
+        if device is None or device.can_hold(prompt):
+            return device
+        return self._devices.least_busy_for(prompt)
 
     def make_way(self, device: Device) -> None:
         """A running prompt found no page to go on, and nobody waits whose turn it could be: under a policy

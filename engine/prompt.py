@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 UNSET_ANSWER_TOKENS = 1024  # an answer without a length of its own counts so much, until it is longer
 
 
-def expected_tokens(num_input: int, num_output: int, sampling: Sampling) -> int:
-    """A context at its longest; where its answer has any length, an estimate: few fill the context."""
+def expected_answer(sampling: Sampling) -> int:
+    """Tokens of an answer at its longest; where it has any length, an estimate: few fill the context."""
     if not sampling.is_open_ended:
-        return num_input + sampling.max_tokens
-    return num_input + max(num_output, min(sampling.max_tokens, UNSET_ANSWER_TOKENS))
+        return sampling.max_tokens
+    return min(sampling.max_tokens, UNSET_ANSWER_TOKENS)
+
+
+def expected_tokens(num_input: int, num_output: int, sampling: Sampling) -> int:
+    """The length of a context at its longest, as far as can be told."""
+    return num_input + max(num_output, expected_answer(sampling))
 
 
 class Turn(Struct, eq=False):
@@ -42,36 +47,44 @@ class Turn(Struct, eq=False):
     is_first: bool = False  # lasts until the first token
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class Prompt:
-    """One prompt from its admission to its end. Ids are the api's; `task` is what policies see."""
+    """One prompt from its admission to its end. Ids are the api's; `task` is what policies see.
 
-    prompt_id: str
-    api_id: str
-    input_ids: list[int]
-    output_ids: list[int]
-    sampling: Sampling
+    What a plan asks of a prompt that is to run stands first, together: of one that waited among thousands it
+    is cold memory.
+    """
+
     task: Task
     context: Context
+    input_ids: list[int]
+    output_ids: list[int]
+    expected_answer: int = field(init=False)  # tokens
+    turn: Turn | None = None
+    salt: Hashable = None  # prompts with the same one may share prefixes
+    packed: bytes = b""  # its tokens, as far as the prefix cache was asked about them
+    sampling: Sampling
+    has_started: bool = False
+    first_token_ns: int | None = None  # of the first that was sampled here
+    tokens_per_s: float | None = None  # its reader's own speed; None: everybody's
     arrival_ns: int
     last_token_ns: int  # of the latest token, or the arrival
-    first_token_ns: int | None = None  # of the first that was sampled here
-    turn: Turn | None = None
+    prompt_id: str
+    api_id: str
     finish: FinishReason | None = None
     uncharged_ns: int = 0  # GPU time used in slices that have not ended
     peak_computed: int = 0  # positions that were computed at some time: below it, computing is recomputing
     num_sent: int = 0  # output tokens that its api has
     num_restored: int = 0  # output tokens that it brought along when it was resubmitted
     num_preemptions: int = 0
-    tokens_per_s: float | None = None  # its reader's own speed; None: everybody's
-    salt: Hashable = None  # prompts with the same one may share prefixes
-    has_started: bool = False
     cached_tokens: int = 0  # of the prompt, that its first turn found computed
-    packed: bytes = b""  # its tokens, as far as the prefix cache was asked about them
     longest_gap_ns: int = 0
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     error: str | None = None
+
+    def __post_init__(self) -> None:
+        self.expected_answer = expected_answer(self.sampling)
 
     @property
     def num_tokens(self) -> int:
@@ -81,9 +94,8 @@ class Prompt:
     @property
     def expected_tokens(self) -> int:
         """The context length for which there has to be room; at least one more than is known."""
-        num_input, num_output = len(self.input_ids), len(self.output_ids)
-        expected, least = expected_tokens(num_input, num_output, self.sampling), num_input + num_output + 1
-        return expected if expected > least else least
+        answer, least = self.expected_answer, len(self.output_ids) + 1
+        return len(self.input_ids) + (answer if answer > least else least)
 
     @property
     def has_first_token(self) -> bool:

@@ -18,7 +18,8 @@ from typing import Protocol
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """A prompt as policies see it. The fields after `service_ns` belong to the policy that holds it."""
+    """A prompt as policies see it. The fields after `service_ns` belong to the policy that holds it. Those of
+    a task that begins to run are next to each other: in a long queue they are cold memory."""
 
     serial: int  # unique and rising in order of arrival: the last word in every order
     tenant: str
@@ -28,15 +29,15 @@ class Task:
     latency_ns: int | None = None  # wished slice length
     prompt_tokens: int = 0  # of its input
     service_ns: int = 0  # GPU time charged so far
-    vruntime_ns: int = 0
-    start_ns: int = 0  # vruntime at which its current request began
-    deadline_ns: int = 0
-    load: int = 1024  # of the nice level, as `weights` has it
+    waits_since_ns: int | None = None  # from when its gap counts; None: it does not wait (`gap`)
+    is_queued: bool = False
     stint_ns: int = 0  # charged since it was picked
     projected_ns: int = 0  # of its tenant's vruntime: what this stint is expected to cost, not charged yet
-    waits_since_ns: int | None = None  # from when its gap counts; None: it does not wait (`gap`)
+    start_ns: int = 0  # vruntime at which its current request began
+    vruntime_ns: int = 0
+    deadline_ns: int = 0
+    load: int = 1024  # of the nice level, as `weights` has it
     has_joined: bool = False
-    is_queued: bool = False
 
 
 class Policy(Protocol):

@@ -44,35 +44,36 @@ class GroupPages:
 
 @dataclass(slots=True, eq=False)
 class Context:
-    """The page tables of one prompt; `engine.memory.store.ContextStore` alone changes them."""
+    """The page tables of one prompt; `engine.memory.store.ContextStore` alone changes them. What is asked of
+    one whose prompt starts stands first."""
 
     layout: PageLayout = field(repr=False)
     serial: int = 0  # in order of opening
+    computed: int = 0  # positions that exist somewhere
+    home: int | None = None  # pool id of the local copy
     parent: "Context | None" = field(default=None, repr=False)  # has the pages of positions before `start`
-    start: int = 0  # a page border
-    children: "dict[Context, None]" = field(default_factory=dict, repr=False)
+    moves_in_flight: int = 0
     node: "PrefixNode[Context] | None" = field(default=None, repr=False)  # in the index
     indexed_at: int | None = None  # pool id of the device by whose index it is found
     salt: Hashable = None  # of the prompts that may find it
-    computed: int = 0  # positions that exist somewhere
-    mirrored: int = 0  # of those, a prefix that is complete in the mirror
+    groups: tuple[GroupPages, ...] = field(init=False)
+    is_running: bool = False  # a runner has, or is about to get, a slice with these pages
+    start: int = 0  # a page border
+    mirrored: int = 0  # of the computed positions, a prefix that is complete in the mirror
     mirror_target: int = 0  # what `mirrored` will be when the moves in flight are complete
-    home: int | None = None  # pool id of the local copy
-    groups: list[GroupPages] = field(init=False)
+    children: "dict[Context, None]" = field(default_factory=dict, repr=False)
     fetches: list[int] = field(default_factory=list)  # moves that bring local pages, until all are complete
     retired: list[Extent] = field(default_factory=list)  # mirrored pages that moves in flight may still touch
-    moves_in_flight: int = 0
     idle_in: "IdleQueue | None" = field(default=None, repr=False)  # of its pool, while it does not run
     evictable: int = 0  # local pages that may be dropped without losing anything, as its pool counts them
     in_motion: int = 0  # local pages that wait for moves while it does not run, as its pool counts them
     num_prompts: int = 1  # that need it: its own, and those of its descendants
     num_users: int = 0  # descendants that run
-    is_running: bool = False  # a runner has, or is about to get, a slice with these pages
     is_growing: bool = True  # a prompt, or a slice that is being cancelled, may write to it
     is_closing: bool = False  # its prompt is gone
 
     def __post_init__(self) -> None:
-        self.groups = [GroupPages() for _ in self.layout.groups]
+        self.groups = tuple([GroupPages() for _ in self.layout.groups])
 
     @property
     def is_cached(self) -> bool:
@@ -182,6 +183,7 @@ class Context:
         assert self.parent is None or (self in self.parent.children and self.parent.computed == self.start)
         assert self.num_users == sum(child.is_running for child in self.descendants() if child.is_growing)
         assert self.mirrored <= self.mirror_target
+        assert self.moves_in_flight or not self.fetches
         if self.is_closing:
             return
         end, valid = self.layout.num_pages(self.mirror_target), self.num_valid_pages

@@ -40,6 +40,8 @@ class Demotion:
     def start(self, runner: int) -> list[Move]:
         """Moves by the runner of this local pool that keep a part of each good tier free, as far as the least
         recently used cached contexts there find room in worse ones; none while its last are under way."""
+        if not (self._leaving or self._cache.cached):
+            return []
         classes = self._mirrors.placement.classes(runner)
         if len(classes) < 2 or any(context.moves_in_flight for context in self._leaving):
             return []

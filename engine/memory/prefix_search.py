@@ -38,20 +38,19 @@ class PrefixSearch:
     def find(self, salt: Hashable, tokens: bytes) -> Mapping[int, Prefix]:
         """How much of a prompt devices have, by pool, where it is anything. `tokens` are all of it; the last
         is not looked for."""
-        roots = self._tree.roots(salt, tokens)
-        if not roots:
+        trunks = self._tree.trunks(salt, tokens)
+        if not trunks:
             return NOWHERE
         tokens = tokens[:-TOKEN_BYTES]
-        return {pool_id: self._best(root, tokens) for pool_id, root in roots.items()}
+        return {pool_id: self._best(trunk, tokens) for pool_id, trunk in trunks.items()}
 
-    def _best(self, root: PrefixNode[Context], tokens: bytes) -> Prefix:
-        """The most that there is below this root."""
+    def _best(self, trunk: PrefixNode[Context], tokens: bytes) -> Prefix:
+        """The most that there is from this trunk on."""
         best: Context | None = None
         end = agreed = 0
         is_coming = False
-        for node, agreed in self._tree.walk(root, tokens)[:MAX_GENERATIONS]:
+        for node, agreed in self._tree.walk(trunk, tokens)[:MAX_GENERATIONS]:
             context = node.owner
-            assert context is not None
             usable = min(agreed, context.computed)
             border = agreed if is_taken_over(context, agreed) else self.border(usable)
             if border > node.start and self._can_begin_at(context, border):

@@ -3,8 +3,9 @@
 A node stands for all tokens from its root to its end; its owner has the pages of its own run. Runs begin at
 page borders, so two children of a node differ in their first page, and that page, hashed, finds the child.
 What is found is compared token by token: no two prompts are ever mistaken for each other. There is a root for
-each place (a device) and salt (a tenant and its own), and nothing is found across roots. First pages are also
-indexed by salt alone, so that one look tells the places where anything begins like a prompt.
+each salt (a tenant and its own), and nothing is found across salts. Below a root stand the *trunks*, one for
+each first page and place (a device), so that one look tells the places where anything begins like a prompt;
+below a trunk all is of its place.
 
 Pure: what owners have of their pages, and for how long they keep it, is the store's business.
 """
@@ -27,13 +28,22 @@ def pack_tokens(ids: Sequence[int]) -> bytes:
     return array("i", ids).tobytes()
 
 
+class _Root(Struct, Generic[Owner], eq=False):
+    """Where the prefixes with one salt begin."""
+
+    salt: Hashable
+    num_children: int = 0  # found by their first page or not
+    trunks: "dict[bytes, dict[int, PrefixNode[Owner]]]" = {}  # by first page and place
+
+
 class PrefixNode(Struct, Generic[Owner], eq=False):
-    """A run of tokens from position `start` on. Roots have neither tokens nor an owner."""
+    """A run of tokens from position `start` on."""
 
     start: int
     tokens: bytes
-    owner: Owner | None = None
-    parent: "PrefixNode[Owner] | None" = None
+    owner: Owner
+    place: int
+    parent: "PrefixNode[Owner] | _Root[Owner] | None"  # None: taken out
     num_children: int = 0  # found by their first page or not
     children: "dict[bytes, PrefixNode[Owner]]" = {}  # by their first page
 
@@ -43,60 +53,49 @@ class PrefixNode(Struct, Generic[Owner], eq=False):
         return self.start + len(self.tokens) // TOKEN_BYTES
 
 
-class _Root(PrefixNode[Owner], eq=False, kw_only=True):
-    """Where the prefixes with one salt in one place begin."""
-
-    place: int
-    salt: Hashable
-
-
 class PrefixTree(Generic[Owner]):
     """All prefixes of one model, in pages of `page_tokens`."""
 
     def __init__(self, page_tokens: int) -> None:
         self._page_tokens = page_tokens
         self._page_bytes = page_tokens * TOKEN_BYTES
-        self._roots: dict[tuple[int, Hashable], _Root[Owner]] = {}
-        self._places: dict[tuple[Hashable, bytes], dict[int, _Root[Owner]]] = {}  # by salt and first page
+        self._roots: dict[Hashable, _Root[Owner]] = {}  # by salt; each has something below it
 
-    def root(self, place: int, salt: Hashable) -> PrefixNode[Owner]:
-        """The root for something to be attached to; it goes with the last node below it."""
-        root = self._roots.get((place, salt))
-        if root is None:
-            root = self._roots[place, salt] = _Root(0, b"", place=place, salt=salt)
-        return root
+    def trunks(self, salt: Hashable, tokens: bytes) -> Mapping[int, PrefixNode[Owner]]:
+        """By place, the nodes that begin as `tokens` do, if these are a page at least."""
+        root = self._roots.get(salt)
+        return _NOWHERE if root is None else root.trunks.get(tokens[: self._page_bytes], _NOWHERE)
 
-    def roots(self, salt: Hashable, tokens: bytes) -> Mapping[int, PrefixNode[Owner]]:
-        """By place, the roots below which something begins as `tokens` do."""
-        return self._places.get((salt, tokens[: self._page_bytes]), _NOWHERE)
-
-    def walk(self, node: PrefixNode[Owner], tokens: bytes) -> list[tuple[PrefixNode[Owner], int]]:
-        """The nodes below `node` that `tokens`, a whole prompt, go through, each with the position up to
-        which they agree with it: all but the last to their ends, and that one in its first page at least."""
+    def walk(self, trunk: PrefixNode[Owner], tokens: bytes) -> list[tuple[PrefixNode[Owner], int]]:
+        """The nodes from `trunk` on that `tokens`, a whole prompt, go through, each with the position up to
+        which they agree with it: all but the last to their ends."""
         path: list[tuple[PrefixNode[Owner], int]] = []
-        while True:
-            begin = node.end * TOKEN_BYTES
-            child = node.children.get(tokens[begin : begin + self._page_bytes])
-            if child is None:
-                return path
-            agreed = child.start + _num_common(child.tokens, tokens, begin)
-            path.append((child, agreed))
-            if agreed < child.end:
-                return path
-            node = child
-
-    def attach(self, parent: PrefixNode[Owner], start: int, tokens: bytes, owner: Owner) -> PrefixNode[Owner]:
-        """A new node below `parent` with the run `tokens`. It is not found if it has less than a page, or if
-        another child begins with the same page."""
-        assert start == parent.end
-        return self._add(parent, start, tokens, owner)
+        node: PrefixNode[Owner] | None = trunk
+        while node is not None:
+            agreed = node.start + _num_common(node.tokens, tokens, node.start * TOKEN_BYTES)
+            path.append((node, agreed))
+            if agreed < node.end:
+                break
+            begin = agreed * TOKEN_BYTES
+            node = node.children.get(tokens[begin : begin + self._page_bytes])
+        return path
 
     def plant(self, place: int, salt: Hashable, tokens: bytes, owner: Owner) -> PrefixNode[Owner]:
-        """`attach` to the root of this place and salt."""
-        return self._add(self.root(place, salt), 0, tokens, owner)
+        """A new trunk with the run `tokens`. It is not found if it has less than a page, or if another in
+        this place begins with the same page."""
+        root = self._roots.get(salt)
+        if root is None:
+            root = self._roots[salt] = _Root(salt)
+        node = PrefixNode(0, tokens, owner, place, root)
+        root.num_children += 1
+        self._show(node)
+        return node
 
-    def _add(self, parent: PrefixNode[Owner], start: int, tokens: bytes, owner: Owner) -> PrefixNode[Owner]:
-        node = PrefixNode(start, tokens, owner, parent)
+    def attach(self, parent: PrefixNode[Owner], start: int, tokens: bytes, owner: Owner) -> PrefixNode[Owner]:
+        """A new node below `parent`, at its end. As of `plant`, if it has less than a page or another child
+        begins with the same page, it is not found."""
+        assert start == parent.end
+        node = PrefixNode(start, tokens, owner, parent.place, parent)
         parent.num_children += 1
         self._show(node)
         return node
@@ -118,9 +117,10 @@ class PrefixTree(Generic[Owner]):
         assert position % self._page_tokens == 0
         assert node.parent is not None
         cut = (position - node.start) * TOKEN_BYTES
-        upper = PrefixNode(node.start, node.tokens[:cut], owner, node.parent)
+        upper = PrefixNode(node.start, node.tokens[:cut], owner, node.place, node.parent)
         if self.is_found(node):
-            node.parent.children[node.tokens[: self._page_bytes]] = upper  # and in the same places
+            self._hide(node)
+            self._show(upper)
         node.start, node.tokens, node.parent = position, node.tokens[cut:], upper
         upper.num_children = 1
         self._show(node)
@@ -129,69 +129,84 @@ class PrefixTree(Generic[Owner]):
     def detach(self, node: PrefixNode[Owner]) -> None:
         """Take out a node that has no children."""
         assert not node.num_children
-        assert node.parent is not None
         self._hide(node)
-        node.parent.num_children -= 1
-        if isinstance(node.parent, _Root) and not node.parent.num_children:
-            del self._roots[node.parent.place, node.parent.salt]
+        parent = node.parent
+        assert parent is not None
+        parent.num_children -= 1
+        if isinstance(parent, _Root) and not parent.num_children:
+            del self._roots[parent.salt]
         node.parent = None
 
     def is_found(self, node: PrefixNode[Owner]) -> bool:
-        """Whether `walk` can find the node from its parent."""
-        assert node.parent is not None
-        return node.parent.children.get(node.tokens[: self._page_bytes]) is node
+        """Whether the node can be found by its first page."""
+        page, parent = node.tokens[: self._page_bytes], node.parent
+        assert parent is not None
+        if isinstance(parent, _Root):
+            return parent.trunks.get(page, _NOWHERE).get(node.place) is node
+        return parent.children.get(page) is node
 
     def nodes(self) -> Iterator[PrefixNode[Owner]]:
         """All nodes that can be found, parents before children."""
-        stack: list[PrefixNode[Owner]] = list(self._roots.values())
+        stack: list[PrefixNode[Owner]] = []
+        for root in self._roots.values():
+            for trunks in root.trunks.values():
+                stack += trunks.values()
         while stack:
             node = stack.pop()
-            if node.owner is not None:
-                yield node
+            yield node
             stack += node.children.values()
 
     def check_integrity(self) -> None:
         """Raise AssertionError if nodes and their places contradict each other."""
-        for parent in (*self._roots.values(), *self.nodes()):
+        for salt, root in self._roots.items():
+            assert root.salt == salt
+            assert 0 < root.num_children >= sum(map(len, root.trunks.values()))
+            for page, trunks in root.trunks.items():
+                assert trunks
+                for place, node in trunks.items():
+                    assert node.place == place
+                    self._check_child(root, 0, page, node)
+        for parent in self.nodes():
             assert len(parent.children) <= parent.num_children
-            for key, node in parent.children.items():
-                assert node.parent is parent
-                assert node.start == parent.end
-                assert node.start % self._page_tokens == 0
-                assert len(key) == self._page_bytes
-                assert node.tokens.startswith(key)
-        assert all(root.num_children for root in self._roots.values())
-        pages = {
-            (root.salt, page, place) for (place, _), root in self._roots.items() for page in root.children
-        }
-        assert pages == {(*key, place) for key, places in self._places.items() for place in places}
-        assert all(self._places.values())
+            for page, node in parent.children.items():
+                assert node.place == parent.place
+                self._check_child(parent, parent.end, page, node)
+
+    def _check_child(
+        self, parent: PrefixNode[Owner] | _Root[Owner], start: int, page: bytes, node: PrefixNode[Owner]
+    ) -> None:
+        assert node.parent is parent
+        assert node.start == start
+        assert start % self._page_tokens == 0
+        assert len(page) == self._page_bytes
+        assert node.tokens.startswith(page)
 
     def _show(self, node: PrefixNode[Owner]) -> None:
-        parent, page = node.parent, node.tokens[: self._page_bytes]
+        """Let the node be found, unless it has less than a page or another is found in its stead."""
+        page, parent = node.tokens[: self._page_bytes], node.parent
         assert parent is not None
-        if len(page) < self._page_bytes or page in parent.children:
+        if len(page) < self._page_bytes:
             return
-        parent.children[page] = node
         if isinstance(parent, _Root):
-            key = (parent.salt, page)
-            places = self._places.get(key)
-            if places is None:
-                self._places[key] = {parent.place: parent}
+            trunks = parent.trunks.get(page)
+            if trunks is None:
+                parent.trunks[page] = {node.place: node}
             else:
-                places[parent.place] = parent
+                trunks.setdefault(node.place, node)
+        else:
+            parent.children.setdefault(page, node)
 
     def _hide(self, node: PrefixNode[Owner]) -> None:
-        parent, page = node.parent, node.tokens[: self._page_bytes]
-        assert parent is not None
         if not self.is_found(node):
             return
-        del parent.children[page]
+        page, parent = node.tokens[: self._page_bytes], node.parent
         if isinstance(parent, _Root):
-            places = self._places[parent.salt, page]
-            del places[parent.place]
-            if not places:
-                del self._places[parent.salt, page]
+            trunks = parent.trunks[page]
+            del trunks[node.place]
+            if not trunks:
+                del parent.trunks[page]
+        elif parent is not None:
+            del parent.children[page]
 
 
 def _num_common(run: bytes, tokens: bytes, begin: int) -> int:

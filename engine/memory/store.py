@@ -118,6 +118,8 @@ class ContextStore(ShrinkingStore):
 
     def awaited(self, context: Context) -> list[int]:
         """Moves in flight that bring pages of the context or its ancestors: its slice waits for them."""
+        if context.parent is None and not context.moves_in_flight:
+            return []
         moves = context.fetches[:]
         if context.parent is not None:
             for each in context.ancestors():

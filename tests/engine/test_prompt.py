@@ -12,7 +12,17 @@ def make_prompt(ids: list[int]) -> Prompt:
         serial=1, tenant="t", weight=1.0, nice=0, arrival_ns=0, latency_ns=None, prompt_tokens=len(ids)
     )
     sampling = Sampling(max_tokens=4, prompt_logprobs=0)
-    return Prompt("p", "api", ids, [], sampling, task, Context(FULL), arrival_ns=0, last_token_ns=0)
+    return Prompt(
+        prompt_id="p",
+        api_id="api",
+        input_ids=ids,
+        output_ids=[],
+        sampling=sampling,
+        task=task,
+        context=Context(FULL),
+        arrival_ns=0,
+        last_token_ns=0,
+    )
 
 
 def test_logprobs_of_positions_that_are_computed_again_are_told_once() -> None:

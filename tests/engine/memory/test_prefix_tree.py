@@ -13,22 +13,24 @@ SALTS = st.sampled_from(["", "a"])
 
 def grow(tree: PrefixTree[str], salt: str, ids: list[int], owner: str) -> PrefixNode[str]:
     """Put a prompt in as the store does: below what it shares in whole pages with others."""
-    tokens, node = pack_tokens(ids), tree.root(1, salt)
-    for found, agreed in tree.walk(node, tokens):
+    tokens, above = pack_tokens(ids), None
+    for found, agreed in find(tree, salt, tokens):
         border = agreed - agreed % PAGE
         if border <= found.start:
             break
-        node = found if border == found.end else tree.split(found, border, f"above {owner}")
-    return tree.attach(node, node.end, tokens[len(pack_tokens(ids[: node.end])) :], owner)
+        above = found if border == found.end else tree.split(found, border, f"above {owner}")
+    if above is None:
+        return tree.plant(1, salt, tokens, owner)
+    return tree.attach(above, above.end, tokens[len(pack_tokens(ids[: above.end])) :], owner)
 
 
 def find(tree: PrefixTree[str], salt: str, tokens: bytes) -> list[tuple[PrefixNode[str], int]]:
-    root = tree.roots(salt, tokens).get(1)
-    return tree.walk(root, tokens) if root is not None else []
+    trunk = tree.trunks(salt, tokens).get(1)
+    return tree.walk(trunk, tokens) if trunk is not None else []
 
 
 def run_of(node: PrefixNode[str]) -> bytes:
-    return (run_of(node.parent) if node.parent is not None else b"") + node.tokens
+    return (run_of(node.parent) if isinstance(node.parent, PrefixNode) else b"") + node.tokens
 
 
 def num_shared(one: list[int], other: list[int]) -> int:
@@ -54,7 +56,7 @@ class Prefixes(RuleBasedStateMachine):
             leaf = gone[which % len(gone)]
             self.leaves.remove(leaf)
             node, kept = leaf[2], [other[2] for other in self.leaves]
-            while node.parent is not None and not node.num_children and node not in kept:
+            while isinstance(node, PrefixNode) and not node.num_children and node not in kept:
                 parent = node.parent
                 self.tree.detach(node)
                 node = parent
@@ -93,43 +95,54 @@ TestPrefixes = Prefixes.TestCase
 
 
 @given(PROMPTS, PROMPTS)
-def test_nothing_is_found_across_roots(ids, other):
+def test_nothing_is_found_across_salts(ids, other):
     tree: PrefixTree[str] = PrefixTree(PAGE)
     grow(tree, "one tenant", ids, "x")
-    assert tree.roots("another", pack_tokens(other)) == {}
+    assert tree.trunks("another", pack_tokens(other)) == {}
 
 
 def test_a_prompt_is_looked_up_in_all_places_at_once():
     tree: PrefixTree[str] = PrefixTree(PAGE)
-    nodes = [tree.attach(tree.root(place, "x"), 0, pack_tokens([1, 2, place]), "") for place in (1, 2)]
-    tree.attach(tree.root(3, "x"), 0, pack_tokens([3, 2]), "")
-    roots = tree.roots("x", pack_tokens([1, 2, 2]))
-    assert [tree.walk(roots[place], pack_tokens([1, 2, 2])) for place in (1, 2)] == [
+    nodes = [tree.plant(place, "x", pack_tokens([1, 2, place]), "") for place in (1, 2)]
+    tree.plant(3, "x", pack_tokens([3, 2]), "")
+    trunks = tree.trunks("x", pack_tokens([1, 2, 2]))
+    assert trunks == {1: nodes[0], 2: nodes[1]}
+    assert [tree.walk(trunks[place], pack_tokens([1, 2, 2])) for place in (1, 2)] == [
         [(nodes[0], 2)],
         [(nodes[1], 3)],
     ]
-    assert set(roots) == {1, 2}
     tree.detach(nodes[0])
     tree.check_integrity()
-    assert set(tree.roots("x", pack_tokens([1, 2]))) == {2}
-    assert tree.roots("x", pack_tokens([1])) == {}
+    assert set(tree.trunks("x", pack_tokens([1, 2]))) == {2}
+    assert tree.trunks("x", pack_tokens([1])) == {}
 
 
 def test_the_second_prompt_of_a_kind_is_found_once_the_first_has_gone():
     tree: PrefixTree[str] = PrefixTree(PAGE)
-    root, tokens = tree.root(1, ""), pack_tokens([1, 2, 3, 4])
-    first = tree.attach(root, 0, tokens, "first")
-    second = tree.attach(root, 0, tokens, "second")
-    assert tree.walk(root, tokens) == [(first, 4)]
+    tokens = pack_tokens([1, 2, 3, 4])
+    first = tree.plant(1, "", tokens, "first")
+    second = tree.plant(1, "", tokens, "second")
+    assert find(tree, "", tokens) == [(first, 4)]
     assert not tree.is_found(second)
     tree.detach(first)
     tree.extend(second, tokens)
-    assert tree.walk(root, tokens) == [(second, 4)]
+    assert find(tree, "", tokens) == [(second, 4)]
 
 
 def test_a_node_may_be_split_at_its_end():
     tree: PrefixTree[str] = PrefixTree(PAGE)
-    node = tree.attach(tree.root(1, ""), 0, pack_tokens([1, 2, 3, 4]), "a")
+    node = tree.plant(1, "", pack_tokens([1, 2, 3, 4]), "a")
     upper = tree.split(node, 4, "b")
     assert (node.start, node.tokens, node.parent) == (4, b"", upper)
     assert find(tree, "", pack_tokens([1, 2, 3, 4, 5, 6])) == [(upper, 4)]
+
+
+def test_what_ends_in_its_first_page_is_not_found():
+    tree: PrefixTree[str] = PrefixTree(PAGE)
+    short = tree.plant(1, "", pack_tokens([1]), "short")
+    assert find(tree, "", pack_tokens([1, 2])) == []
+    tree.extend(short, pack_tokens([1, 2, 3]))
+    assert find(tree, "", pack_tokens([1, 2, 4])) == [(short, 2)]
+    tree.detach(short)
+    assert list(tree.nodes()) == []
+    tree.check_integrity()
