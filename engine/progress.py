@@ -36,6 +36,7 @@ class Progress:
         self.counters = SchedulerCounters()
         self.with_news: dict[Prompt, None] = {}  # with tokens, or an end, that its api was not sent
         self._policy = policy
+        self._counts_tokens = policy.counts_tokens
         self._planner = planner
         self.slice_log = slice_log
 
@@ -49,8 +50,9 @@ class Progress:
         return self._may_turns_be_ended(device, now_ns) or is_plan_due
 
     def _take_rows(self, device: Device, step: Step, now_ns: int) -> bool:
-        planner, counters, by_slice = self._planner, self.counters, device.by_slice
-        mirror_tokens = planner.mirror_tokens
+        planner, by_slice, with_news = self._planner, device.by_slice, self.with_news
+        mirror_tokens, lookahead_steps = planner.mirror_tokens, device.lookahead_steps
+        num_fed = num_sampled = 0
         is_plan_due = False
         shares = share(step.step_ns, step.fed, step.computed, step.tokens, device.cost)
         rows = zip(step.slice_ids, step.fed, step.computed, step.tokens, shares, strict=True)
@@ -58,52 +60,56 @@ class Progress:
             prompt = by_slice.get(slice_id)
             if prompt is None:
                 continue  # cancelled
-            turn, context = prompt.turn, prompt.context
+            turn, context, output_ids = prompt.turn, prompt.context, prompt.output_ids
             assert turn is not None
             prompt.uncharged_ns += share_ns
+            num_fed += fed
             context.computed = computed
-            counters.computed_tokens += fed
-            if computed - fed != prompt.peak_computed:
-                self._count_recomputed(prompt, computed - fed, computed)
-            else:
+            if computed - fed == prompt.peak_computed:
                 prompt.peak_computed = computed
+            else:
+                self._count_recomputed(prompt, computed - fed, computed)
             if turn.first_ns is None or slice_id == turn.next_id:
                 self._begin_slice(prompt, turn, slice_id, fed, now_ns - step.step_ns, now_ns)
             if mirror_tokens is not None and computed - context.mirror_target >= mirror_tokens:
                 planner.devices.touch(device)  # there is something to be copied out
             if token is None:
                 is_plan_due |= planner.num_deferred > 0  # what they wait for may be computed
-            elif self._add_token(prompt, turn, token, now_ns):
+                continue
+            if prompt.first_token_ns is None or now_ns - prompt.last_token_ns > prompt.longest_gap_ns:
+                is_plan_due |= self._note_gap(prompt, now_ns)
+            num_sampled += 1
+            output_ids.append(token)
+            prompt.last_token_ns = now_ns
+            with_news[prompt] = None
+            if self._counts_tokens:
+                self._policy.charge_tokens(prompt.task, 1, now_ns)
+            if turn.until - len(output_ids) <= lookahead_steps and self._is_nearly_over(prompt, turn):
                 planner.devices.touch(device)
                 is_plan_due = True
+        self.counters.computed_tokens += num_fed
+        self.counters.output_tokens += num_sampled
         return is_plan_due
 
-    def _add_token(self, prompt: Prompt, turn: Turn, token: int, now_ns: int) -> bool:
-        """Returns whether that is a reason to plan."""
-        output_ids = prompt.output_ids
-        is_first = not output_ids
-        if prompt.first_token_ns is None:
-            self._begin_answer(prompt, now_ns)
-        gap_ns = now_ns - prompt.last_token_ns
-        if gap_ns > prompt.longest_gap_ns and not is_first:
-            prompt.longest_gap_ns = gap_ns
-            self.counters.longest_gap_ns = max(self.counters.longest_gap_ns, gap_ns)
-        output_ids.append(token)
-        prompt.last_token_ns = now_ns
-        self.counters.output_tokens += 1
-        self._policy.charge_tokens(prompt.task, 1, now_ns)
-        self.with_news[prompt] = None
-        planner = self._planner
-        if is_first and (self._policy.num_queued() or planner.num_deferred):
-            return True  # others may be let in, or find its prompt computed, or have its place
-        return not turn.is_expiring and planner.turns.is_nearly_used_up(prompt)
+    def _is_nearly_over(self, prompt: Prompt, turn: Turn) -> bool:
+        """Whether the prompt's slice is, and nothing has been done about it."""
+        return not turn.is_expiring and self._planner.turns.is_nearly_used_up(prompt)
 
-    def _begin_answer(self, prompt: Prompt, now_ns: int) -> None:
-        """The prompt gets the first token that was sampled here."""
+    def _note_gap(self, prompt: Prompt, now_ns: int) -> bool:
+        """A token comes that is the first, or later after the one before than any yet. Returns whether that
+        is a reason to plan."""
+        if prompt.output_ids:
+            prompt.longest_gap_ns = max(prompt.longest_gap_ns, now_ns - prompt.last_token_ns)
+            self.counters.longest_gap_ns = max(self.counters.longest_gap_ns, prompt.longest_gap_ns)
+        if prompt.first_token_ns is not None:
+            return False
         prompt.first_token_ns = now_ns
-        if not prompt.output_ids:
-            self._planner.waiting.pass_gate(prompt, now_ns)
-            self.slice_log.first_token(prompt, now_ns)
+        if prompt.output_ids:
+            return False  # it has come back
+        self._planner.waiting.pass_gate(prompt, now_ns)
+        self.slice_log.first_token(prompt, now_ns)
+        # others may be let in, or find its prompt computed, or have its place
+        return self._policy.num_queued() > 0 or self._planner.num_deferred > 0
 
     def _may_turns_be_ended(self, device: Device, now_ns: int) -> bool:
         """Whether turns there have had the least time since the step before, and others wait."""

@@ -13,6 +13,7 @@ class FcfsPolicy:
     rotates = False
     grants_wishes = False
     recomputes = True
+    counts_tokens = False
 
     def __init__(self) -> None:
         self._queue: SortedDeque[Task] = SortedDeque()  # (0, serial, task)

@@ -46,6 +46,7 @@ class Policy(Protocol):
     rotates: bool  # False: a prompt that runs is never stopped for one that waits
     grants_wishes: bool  # True: a prompt that wishes short slices has them
     recomputes: bool  # True: a prompt that must give up its pages is recomputed, not moved to another tier
+    counts_tokens: bool  # True: `charge_tokens` is to be called
 
     def join(self, task: Task, now_ns: int) -> None:
         """Take a newcomer into the queue; `task.service_ns` is not 0 if it was served before a restart."""

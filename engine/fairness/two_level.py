@@ -42,6 +42,7 @@ class TwoLevelPolicy:
     rotates = True
     grants_wishes = False
     recomputes = False
+    counts_tokens = False
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ class VtcPolicy:
     rotates = False
     grants_wishes = False
     recomputes = True
+    counts_tokens = True
 
     def __init__(self, *, memory_ns: int) -> None:
         self._tenants: LeastServedQueue[Account] = LeastServedQueue(0)
