@@ -50,6 +50,7 @@ class Device:
     running: dict[Prompt, None] = field(default_factory=dict)
     ending: dict[Prompt, None] = field(default_factory=dict)  # of those, whom the runner was told to end
     by_slice: dict[int, Prompt] = field(default_factory=dict)
+    suspects: dict[Prompt, None] = field(default_factory=dict)  # to be tried here, each alone (`suspects`)
     cancelled: dict[int, Context] = field(default_factory=dict)  # by slice, until its end is reported
     young: deque[tuple[int, Turn]] = field(default_factory=deque)  # with their beginnings, until they are old
     outbox: Outbox = field(default_factory=Outbox)
@@ -63,7 +64,8 @@ class Device:
 
     @property
     def num_slots_free(self) -> int:
-        return self.max_batch - len(self.running)
+        """Places in the batch that anybody may have."""
+        return 0 if self.suspects else self.max_batch - len(self.running)
 
     def can_hold(self, prompt: Prompt) -> bool:
         """Whether the prompt's context fits here as long as it is expected to become."""

@@ -156,7 +156,7 @@ class Devices:
 
     def _entry(self, device: Device) -> _Entry:
         num_running = len(device.running)
-        is_full = num_running >= device.max_batch
+        is_full = device.num_slots_free <= 0
         reserve = self.reserve_pages(device) if num_running else 0
         return _Entry(num_running, reserve, None if is_full else self._store.num_available(device.pool_id))
 

@@ -255,6 +255,7 @@ class Engine:
             engine_id=self._engine_id,
             ready=[host.card for host in hosts if host.is_ready and host.card is not None],
             loading={host.name: host.progress for host in hosts if not host.is_ready},
+            recovering={host.name: host.progress for host in hosts if host.is_recovering},
         )
 
     def _stats(self, serial: int) -> Stats:

@@ -212,11 +212,12 @@ class Resizing(Message, frozen=True, kw_only=True):
 
 
 class Welcome(Message, frozen=True, kw_only=True):
-    """Answer to `Hello`, and sent again whenever a model becomes ready or goes away."""
+    """Answer to `Hello`, and sent again whenever a model becomes ready or goes away, or its last runner."""
 
     engine_id: str
     ready: list[ModelCard]
     loading: dict[str, str] = {}  # model name -> what it is doing
+    recovering: dict[str, str] = {}  # likewise, of those that are ready but have no runner at the moment
 
 
 class Admitted(Message, frozen=True, kw_only=True):

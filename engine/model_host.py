@@ -2,18 +2,17 @@
 
 import asyncio
 import logging
+import signal
 from collections.abc import Callable, Iterator
 
 import msgspec
 
 from engine.config import Config, DeviceConfig, ModelConfig
-from engine.fairness import make_policy
 from engine.lenders import Lenders, Region
 from engine.mappings import Mappings
 from engine.memory.lender import Owner
-from engine.memory.placement import Links, Placement
+from engine.memory.placement import Links
 from engine.memory.regions import RegionError
-from engine.memory.store import ContextStore
 from engine.messages import (
     Fault,
     FromRunner,
@@ -29,15 +28,14 @@ from engine.messages import (
     SegmentsMade,
     Shutdown,
 )
-from engine.planner import PlannerSettings
 from engine.pools import HeldPool, PoolTable, PoolTooSmall
+from engine.restarts import MAX_FAILED_STARTS, RunnerRestarts
 from engine.runner_client import RunnerClient
 from engine.runner_settings import load_message, max_batch, num_models_on
 from engine.scheduler import Scheduler
+from engine.scheduler_settings import make_scheduler
 
 log = logging.getLogger("fairslice.engine")
-
-MAX_FAILED_STARTS = 3  # of a runner in a row, before the engine gives up
 
 
 class CannotServe(Exception):
@@ -77,9 +75,9 @@ class ModelHost:
         self._mappings: Mappings | None = None
         self._model_len = 0  # the longest context that the model, or its configuration, allows
         self._limits: dict[str, int] = {}  # the longest that each device can hold, of those that were loaded
-        self._ready: set[str] = set()
-        self._faulted: set[str] = set()  # devices whose pool must not be trusted
-        self._failure: str | None = None
+        self._ready_since: dict[str, int] = {}  # devices whose runner works, in ns of the clock
+        self._faults: dict[str, Fault] = {}  # by device, of runners that are about to end
+        self._refusals: dict[str, str] = {}  # by device, why its runner says that it cannot serve
         self._grammars_problem: str | None = None
         self._devices = config.devices_of(model)
 
@@ -111,6 +109,11 @@ class ModelHost:
             self.runners[device_name].send(plan)
 
     @property
+    def is_recovering(self) -> bool:
+        """Whether it is ready, but no runner works now."""
+        return self.is_ready and not self._ready_since
+
+    @property
     def messages_sent(self) -> int:
         """Messages to all runners since the start."""
         return self._sent_before + sum(runner.messages_sent for runner in self.runners.values())
@@ -118,18 +121,23 @@ class ModelHost:
     # ------------------------------------------------------------------ runners
 
     async def _keep_runner(self, device: DeviceConfig) -> None:
-        failed_starts = 0
+        restarts = RunnerRestarts(self._config.engine.restart_s)
         while True:
             runner = RunnerClient(device.name, lambda message: self._on_message(device, message))
             self._install(device, runner)
             status = await runner.run(load_message(self._config, self._model, device))
-            if self._failure is not None:
-                raise CannotServe(self._failure)
-            was_ready = self._lose(device, status)
-            failed_starts = 0 if was_ready else failed_starts + 1
-            if failed_starts == MAX_FAILED_STARTS:
-                raise CannotServe(f"the runner of {device.name} failed to start {failed_starts} times")
-            await asyncio.sleep(self._config.engine.restart_s)
+            ready_s, refusal = self._lose(device, status), self._refusals.pop(device.name, None)
+            pause_s = restarts.next_pause_s(
+                ready_s, was_refused=refusal is not None, others_serve=bool(self._ready_since)
+            )
+            if pause_s is None:
+                failed = f"the runner of {device.name} failed to start {MAX_FAILED_STARTS} times"
+                raise CannotServe(refusal or failed)
+            how = f"cannot serve: {refusal}" if refusal is not None else f"ended with status {status}"
+            self.progress = f"the runner of {device.name} {how}; starting it again in {pause_s:g} s"
+            log.warning("%s", self.progress)
+            self._on_change()
+            await asyncio.sleep(pause_s)
 
     def _install(self, device: DeviceConfig, runner: RunnerClient) -> None:
         replaced = self.runners.get(device.name)
@@ -137,21 +145,32 @@ class ModelHost:
             self._sent_before += replaced.messages_sent
         self.runners[device.name] = runner
 
-    def _lose(self, device: DeviceConfig, status: int) -> bool:
-        """A runner is gone. Whether it had been ready."""
-        was_ready = device.name in self._ready
-        trusted = device.name not in self._faulted and self._has_kept_pool(device)
-        self._ready.discard(device.name)
-        self._faulted.discard(device.name)
-        log.warning("the runner of %s ended with status %d; starting it again", device.name, status)
+    def _lose(self, device: DeviceConfig, status: int) -> float | None:
+        """A runner is gone. How long it had been ready; None: it never was."""
+        now_ns, since_ns = self._clock(), self._ready_since.pop(device.name, None)
+        fault = self._faults.pop(device.name, None)
+        trusted = (fault is None or fault.pool_trusted) and self._has_kept_pool(device)
         if self._mappings is not None:
             self._mappings.lost(device.name)
-        if was_ready and self.scheduler is not None:
-            self.scheduler.runner_lost(device.name, self._clock(), pool_trusted=trusted)
-            if not trusted:
-                self._lenders.distrust(f"{self.name}@{device.name}", self._clock())
-            self._on_work()
-        return was_ready
+        if self.scheduler is None:
+            return None
+        if since_ns is None:
+            self.scheduler.start_failed(device.name)
+            return None
+        was_killed = fault is None and status == -signal.SIGKILL
+        culprit = self.scheduler.runner_lost(device.name, now_ns, pool_trusted=trusted, was_killed=was_killed)
+        if culprit is not None:
+            log.error("the prompt %s is failed: %s", culprit.prompt_id, culprit.error)
+        if not trusted:
+            self._distrust(device)
+        self._on_work()
+        return (now_ns - since_ns) / 1e9
+
+    def _distrust(self, device: DeviceConfig) -> None:
+        """Nobody is to use what it has in the device's pool: at once when a fault is reported, and once more
+        what came there until the runner was gone."""
+        self._lenders.distrust(f"{self.name}@{device.name}", self._clock())
+        self._on_work()
 
     def _has_kept_pool(self, device: DeviceConfig) -> bool:
         held = self._pools.local.get(device.name) if self._pools is not None else None
@@ -189,11 +208,17 @@ class ModelHost:
                 self._mappings.made(device.name, message)
                 self._on_work()
             case Refused(reason=reason):
-                self._failure = reason
-            case Fault(reason=reason, pool_trusted=pool_trusted):
-                log.error("the runner of %s failed: %s", device.name, reason)
-                if not pool_trusted:
-                    self._faulted.add(device.name)
+                self._refusals[device.name] = reason
+            case Fault():
+                self._on_fault(device, message)
+
+    def _on_fault(self, device: DeviceConfig, fault: Fault) -> None:
+        log.error("the runner of %s failed: %s", device.name, fault.reason)
+        self._faults[device.name] = fault
+        if not fault.pool_trusted and device.name in self._ready_since:
+            assert self.scheduler is not None
+            self.scheduler.device_faulted(device.name, self._clock())
+            self._distrust(device)
 
     def _show_progress(self, device: DeviceConfig, stage: str, fraction: float | None) -> None:
         """Nothing that takes long happens without a word: each stage is logged as it begins."""
@@ -213,7 +238,7 @@ class ModelHost:
                 device.name, self._model.max_model_len, loaded.card.max_model_len
             )
         except (RegionError, PoolTooSmall) as error:
-            self._failure = str(error)
+            self._refusals[device.name] = str(error)
             runner.send(Shutdown())
             return
         self._model_len = loaded.card.max_model_len
@@ -239,9 +264,11 @@ class ModelHost:
             held.descriptors += self.runners[device.name].receive_descriptors()
         assert self._mappings is not None
         self._mappings.ready(device.name, ready.unreachable)
-        self._ready.add(device.name)
+        self._ready_since[device.name] = self._clock()
         if self.scheduler is None:
-            self.scheduler = self._make_scheduler()
+            self.scheduler = make_scheduler(
+                self._config, self._pools.layout, self._pools.host.ledger, self._links, self._model_len
+            )
             self._lenders.join(self.name, self.scheduler, self._mappings, self._on_region)
         self.scheduler.runner_up(device.name, held.ledger, max_batch(self._config, device), ready.cost)
         self._lend(device, held)
@@ -279,29 +306,5 @@ class ModelHost:
     def _update_mappings(self) -> None:
         assert self._mappings is not None
         assert self.scheduler is not None
-        self._mappings.update(self._ready, self.scheduler.store.placement)
+        self._mappings.update(set(self._ready_since), self.scheduler.store.placement)
         self._on_work()
-
-    def _make_scheduler(self) -> Scheduler:
-        assert self._pools is not None
-        config = self._config.scheduler
-        shares_prefixes = self._config.prefix_cache.enabled
-        placement = Placement(self._links)
-        store = ContextStore(self._pools.layout, placement, shares_prefixes=shares_prefixes)
-        store.add_tier(self._pools.host.ledger)
-        settings = PlannerSettings(
-            target_ns=_ns(config.target_ms),
-            slice_ns=_ns(config.slice_ms),
-            min_slice_ns=_ns(config.min_slice_ms),
-            gap_ns=_ns(config.gap_ms),
-            floor_tokens_per_s=config.floor_tokens_per_s,
-            first_slices=config.first_slices,
-            max_model_len=self._model_len,
-            reserve=self._config.memory.reserve,
-        )
-        policy = make_policy(config.policy, slice_ns=settings.slice_ns, granularity_ns=settings.min_slice_ns)
-        return Scheduler(policy, store, settings)
-
-
-def _ns(milliseconds: float) -> int:
-    return round(milliseconds * 1e6)

@@ -9,7 +9,7 @@ A plan looks at the devices that something happened to since the last one, and a
 something undone: of a thousand devices, an event concerns one.
 
 Its parts: who waits (`waiting`), where something happened and where there is a place (`devices`), turns on
-devices (`turns`), and who makes way for whom (`preemption`).
+devices (`turns`), who makes way for whom (`preemption`), and whom runners may not survive (`suspects`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,6 +23,7 @@ from engine.memory.store import ContextStore
 from engine.preemption import Preemption
 from engine.prefix_sharing import PrefixSharing
 from engine.prompt import Prompt
+from engine.suspects import Suspects
 from engine.turns import Turns
 from engine.waiting import Waiting
 
@@ -64,6 +65,7 @@ class Planner:
             min_slice_ns=settings.min_slice_ns,
             max_model_len=settings.max_model_len,
         )
+        self.suspects = Suspects()
         self._preemption = Preemption(policy, store, self.waiting, self.turns, self.devices)
         self._floor = ReadingFloor(settings.floor_tokens_per_s, settings.gap_ns)
         self.num_preemptions = 0
@@ -76,9 +78,11 @@ class Planner:
         self.turns.begin_plan()
         self._preemption.begin_plan()
         self.prefixes.begin_plan()
+        self.suspects.clear()
         devices = self.devices.take_touched()
         for device in devices:
             self._renew(device, now_ns)
+            self._try_suspect(device, now_ns)
             self._vacate(device, now_ns)
             self._mirror_idle(device)
         while self._fill(now_ns) and not self.turns.num_running:
@@ -140,7 +144,7 @@ class Planner:
                 if len(deferred) == MAX_DEFERRED:
                     break
                 continue
-            if self._preemption.dropped.hold_back(prompt, self.waiting.prompts.values()):
+            if self._is_held_back(prompt):
                 held_back.append(prompt)
                 continue
             if self._run(prompt, now_ns):
@@ -158,13 +162,34 @@ class Planner:
             return False
         return self._preemption.drop_if_stuck()
 
+    def _is_held_back(self, prompt: Prompt) -> bool:
+        """Whether a prompt that could start now must not."""
+        if prompt.turn is None and self.suspects.holds(prompt):
+            return True
+        return self._preemption.dropped.hold_back(prompt, self.waiting.prompts.values())
+
+    def _try_suspect(self, device: Device, now_ns: int) -> None:
+        """Give the first of a device's suspects that has room a turn there, alone. Where none has, nobody is
+        tried."""
+        if not device.suspects:
+            return
+        self.devices.touch(device)
+        if device.running:
+            return
+        for prompt in device.suspects:
+            self.waiting.take(prompt, now_ns)
+            if self.turns.start(prompt, device, spare=0, most_tokens=1):
+                return
+            self.waiting.put_back(prompt, now_ns)
+        self.suspects.release(device)
+
     def _run(self, prompt: Prompt, now_ns: int) -> bool:
         """Extend the prompt's turn, or start one where there is room beside what others have claimed."""
         if prompt.turn is not None:
             prompt.turn.is_expiring = not self.turns.extend(prompt)
             return not prompt.turn.is_expiring
         for device in self._places(prompt):
-            if len(device.running) >= device.max_batch or not device.can_hold(prompt):
+            if device.num_slots_free <= 0 or not device.can_hold(prompt):
                 continue
             most_tokens = self._most_tokens(prompt, device, now_ns) if prompt.output_ids else None
             if self.turns.start(prompt, device, self._preemption.spare_pages(device), most_tokens):

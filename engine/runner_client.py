@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from engine.memory.regions import receive_descriptors, send_descriptors
-from engine.messages import FromRunner
+from engine.messages import Fault, FromRunner, Refused
 from engine.wire import MessageStream
 
 DEVICE_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # cuda:0 is the same GPU to CUDA and to NVML
@@ -57,13 +57,20 @@ class RunnerClient:
         try:
             with theirs, their_descriptors:
                 self._process = await self._spawn(theirs.fileno(), their_descriptors.fileno())
+
+            def deliver(message: FromRunner) -> None:
+                self._on_message(message)
+                if isinstance(message, Fault | Refused):  # its last
+                    closed.set()
+
             stream: MessageStream[FromRunner] = MessageStream(
-                FromRunner, self._on_message, lambda _error: closed.set()
+                FromRunner, deliver, lambda _error: closed.set()
             )
             await asyncio.get_running_loop().create_unix_connection(lambda: stream, sock=ours)
             self._stream = stream
             stream.send(first)
             await closed.wait()
+            stream.close()
             return await self._end(self._process)
         finally:
             our_descriptors.close()
@@ -102,7 +109,8 @@ class RunnerClient:
         )
 
     async def _end(self, process: asyncio.subprocess.Process) -> int:
-        """Its socket is closed, so it is exiting; see to it that it does, whatever its device waits for.
+        """It has said its last or closed its socket, so it is exiting; see to it that it does, whatever its
+        device waits for.
 
         Returns the exit status.
         """

@@ -8,6 +8,7 @@ import sys
 
 from engine.device import Device
 from engine.fairness.policy import Policy, Task
+from engine.memory.context import Context
 from engine.memory.pool import PagePool
 from engine.memory.store import ContextStore
 from engine.messages import (
@@ -27,6 +28,7 @@ from engine.planner import Planner, PlannerSettings
 from engine.progress import Progress
 from engine.prompt import Prompt
 from engine.slice_log import SliceLog
+from engine.suspects import MAX_ENDS
 
 
 class Scheduler:
@@ -126,10 +128,14 @@ class Scheduler:
         self.planner.devices.come(device)
         self.needs_plan = True
 
-    def runner_lost(self, name: str, now_ns: int, *, pool_trusted: bool) -> None:
+    def runner_lost(
+        self, name: str, now_ns: int, *, pool_trusted: bool, was_killed: bool = False
+    ) -> Prompt | None:
         """A runner is gone. Its prompts wait again with the positions that it had reported; if its pool
-        cannot be trusted, with those that are mirrored."""
+        cannot be trusted, with those that are mirrored. Unless somebody killed it, they are suspected: one
+        that ends every runner is failed, and returned."""
         device = self.devices[name]
+        culprit = None if was_killed else self.planner.suspects.runner_ended(device, device.running)
         self.planner.devices.go(device)
         device.outbox.take()
         device.young.clear()
@@ -142,21 +148,44 @@ class Scheduler:
         device.cancelled.clear()
         if not pool_trusted:
             self._distrust(device.pool_id, now_ns)
+        if culprit is not None:
+            culprit.error = f"{MAX_ENDS} runners in a row ended while they worked on this prompt"
+            self._finish(culprit, FinishReason.ERROR, now_ns)
         self.needs_plan = True
+        return culprit
+
+    def start_failed(self, name: str) -> None:
+        """A runner ended before it was ready: what ends it there is no prompt."""
+        device = self.devices.get(name)
+        if device is not None:
+            self.planner.suspects.release(device)
+            self.needs_plan = True
+
+    def device_faulted(self, name: str, now_ns: int) -> None:
+        """The device's pool may hold anything, and its runner is about to end: `runner_lost` is to follow.
+        Until then nothing goes there, and nothing is to come from there."""
+        device = self.devices[name]
+        self.planner.devices.go(device)
+        self._stop_departures(device.pool_id, now_ns)
 
     def _distrust(self, pool_id: int, now_ns: int) -> None:
         """Nothing that was in this pool counts any more, nor what is on its way from there."""
-        leaving = self.store.coming_from(pool_id)
-        for prompt in [p for p in self.prompts.values() if p.context in leaving and p.finish is None]:
-            self._start_over(prompt, now_ns)
+        self._stop_departures(pool_id, now_ns)
         self.store.lose_local(pool_id)
+
+    def _stop_departures(self, pool_id: int, now_ns: int) -> None:
+        """Whatever is being moved from this pool starts over."""
+        self._start_over_all(self.store.coming_from(pool_id), now_ns)
 
     def distrust_tier(self, pool_id: int, now_ns: int) -> None:
         """The bytes of a lender are not to be trusted: whatever is being moved from or to it starts over."""
-        entangled = self.store.entangled(pool_id)
-        for prompt in [p for p in self.prompts.values() if p.context in entangled and p.finish is None]:
+        self._start_over_all(self.store.entangled(pool_id), now_ns)
+
+    def _start_over_all(self, contexts: set[Context], now_ns: int) -> None:
+        """Nothing of these contexts is to be trusted: prompts are recomputed, what is cached is given up."""
+        for prompt in [p for p in self.prompts.values() if p.context in contexts and p.finish is None]:
             self._start_over(prompt, now_ns)
-        for context in entangled:
+        for context in contexts:
             if not context.is_growing:
                 self.store.abandon(context)
         self.needs_plan = True

@@ -77,6 +77,11 @@ class Waiting:
             self._gaps.discard(task)
         return self.prompts[task]
 
+    def take(self, prompt: Prompt, now_ns: int) -> None:
+        """Take this very prompt out of the queue, whoever should run next."""
+        self._policy.take(prompt.task, now_ns)
+        self._gaps.discard(prompt.task)
+
     def is_due(self, prompt: Prompt, now_ns: int) -> bool:
         """Whether it has waited longer than the bound."""
         return self._gaps.is_overdue(self._waits_since(prompt), now_ns)

@@ -96,7 +96,8 @@ def serve(mailbox: Mailbox, descriptors: socket.socket) -> int:
         with get_ready(device, load, mailbox, descriptors) as runner:
             is_ready = True
             gc.freeze()  # a collection over all that torch and transformers loaded takes many steps
-            runner.run()
+            with faults_told(mailbox, device):
+                runner.run()
     except (EOFError, ShutdownWished):
         return 0
     except Exception as error:
@@ -104,8 +105,23 @@ def serve(mailbox: Mailbox, descriptors: socket.socket) -> int:
         if reason is not None:
             return refuse(mailbox, reason)
         log.exception("the runner failed")
-        return fail(mailbox, error, pool_trusted=device is None or is_pool_good(error, device))
+        if not is_ready:
+            tell_fault(mailbox, error, pool_trusted=device is None or is_pool_good(error, device))
+        return EXIT_FAULT
     return 0
+
+
+@contextmanager
+def faults_told(mailbox: Mailbox, device: Device) -> Iterator[None]:
+    """Tell the engine of an error before anything else is done about it: others may be about to read from
+    this runner's pool, and to end takes a while."""
+    try:
+        yield
+    except EOFError:
+        raise
+    except Exception as error:
+        tell_fault(mailbox, error, pool_trusted=is_pool_good(error, device))
+        raise
 
 
 def refusal(error: Exception, load: Load | None, device: Device | None) -> str | None:
@@ -201,9 +217,8 @@ def refuse(mailbox: Mailbox, reason: str) -> int:
     return EXIT_REFUSED
 
 
-def fail(mailbox: Mailbox, error: Exception, *, pool_trusted: bool) -> int:
-    """Tell the engine that this runner is over; returns the exit status."""
+def tell_fault(mailbox: Mailbox, error: Exception, *, pool_trusted: bool) -> None:
+    """Tell the engine that this runner is over."""
     reason = f"{type(error).__name__}: {one_line(error)}"
     with suppress(EOFError):
         mailbox.send(Fault(reason=reason, pool_trusted=pool_trusted))
-    return EXIT_FAULT

@@ -92,13 +92,14 @@ class Rig:
         cost = CostModel(step_ns=STEP_NS, decode_ns=1, prefill_ns=1)
         self.scheduler.runner_up(name, self.ledgers[name], self.max_batch, cost)
 
-    def kill_runner(self, name: str, *, trusted: bool = True) -> None:
-        """Its moves and steps in flight are lost; if the pool is not trusted, so are its bytes."""
+    def kill_runner(self, name: str, *, trusted: bool = True, was_killed: bool = True) -> None:
+        """Its moves and steps in flight are lost; if the pool is not trusted, so are its bytes. Unless it
+        `was_killed`, it ended by itself."""
         del self.runners[name]
         if not trusted:
             pool = self.pools[self.ledgers[name].pool_id]
             pool[:] = [[-9] * self.layout.page_tokens for _ in pool]
-        self.scheduler.runner_lost(name, self.now_ns, pool_trusted=trusted)
+        self.scheduler.runner_lost(name, self.now_ns, pool_trusted=trusted, was_killed=was_killed)
 
     def submit(self, prompt_id: str, ids: Sequence[int], max_tokens: int, **request) -> None:
         output_ids = request.pop("output_ids", [])

@@ -10,8 +10,9 @@ import pytest
 
 from engine.config import parse_config
 from engine.lenders import Lenders
-from engine.messages import CostModel, Fault, FromRunner, Load, Loaded, ModelCard, NoGrammars, Ready
+from engine.messages import CostModel, Fault, FromRunner, Load, Loaded, ModelCard, NoGrammars, Ready, Refused
 from engine.model_host import CannotServe, ModelHost
+from engine.restarts import MAX_FAILED_STARTS
 from engine.scheduler import Scheduler
 from tests.engine.fake_runner import FULL
 
@@ -108,9 +109,14 @@ def test_a_pool_is_trusted_if_its_memory_is_still_there_and_no_fault_was_reporte
 ) -> None:
     runners.can_share = can_share
     trusted: list[bool] = []
-    monkeypatch.setattr(
-        Scheduler, "runner_lost", lambda _, name, now_ns, *, pool_trusted: trusted.append(pool_trusted)
-    )
+
+    def runner_lost(
+        _self: Scheduler, _name: str, _now_ns: int, *, pool_trusted: bool, was_killed: bool
+    ) -> None:
+        assert not was_killed
+        trusted.append(pool_trusted)
+
+    monkeypatch.setattr(Scheduler, "runner_lost", runner_lost)
 
     async def lose_one() -> None:
         running = asyncio.create_task(make_host().run())
@@ -149,6 +155,79 @@ def test_a_runner_that_never_gets_ready_is_given_up(runners: type[ScriptedRunner
     with pytest.raises(CannotServe, match="failed to start 3 times"):
         asyncio.run(make_host().run())
     assert len(runners.made) == 3
+
+
+TWO_GPUS = (*ONE_GPU, {"name": "cuda:1", "memory": "1MiB"})
+
+
+def test_a_runner_that_cannot_start_any_more_is_tried_again_while_another_serves(
+    runners: type[ScriptedRunner],
+) -> None:
+    """Once none serves either, it is given up."""
+
+    async def fail_again_and_again() -> None:
+        announced: list[bool] = []
+        host = make_host(lambda: announced.append(host.is_recovering), TWO_GPUS)
+        running = asyncio.create_task(host.run())
+        await until(lambda: host.is_ready)
+        first, second = runners.made
+        runners.becomes_ready = False
+        first.gone.set()
+        await until(lambda: len(runners.made) >= 2 + 2 * MAX_FAILED_STARTS)
+        assert host.is_ready
+        assert not any(announced)
+        second.gone.set()
+        with pytest.raises(CannotServe, match="failed to start"):
+            await running
+        assert announced[-1]
+
+    asyncio.run(asyncio.wait_for(fail_again_and_again(), 30))
+
+
+def test_a_runner_that_refuses_after_it_served_is_tried_again(
+    runners: type[ScriptedRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runners.run
+
+    async def refuse_the_second(runner: ScriptedRunner, first: msgspec.Struct) -> int:
+        if len(runners.made) == 2:
+            runner.on_message(Refused(reason="cuda:0: the driver is busy"))
+            return 2
+        return await run(runner, first)
+
+    monkeypatch.setattr(runners, "run", refuse_the_second)
+
+    async def lose_one() -> None:
+        host = make_host()
+        running = asyncio.create_task(host.run())
+        await until(lambda: host.is_ready)
+        runners.made[0].gone.set()
+        await until(lambda: len(runners.made) == 3 and not host.is_recovering)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(lose_one())
+
+
+def test_after_a_fault_nothing_more_is_read_from_its_pool_before_the_runner_has_ended(
+    runners: type[ScriptedRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distrusted: list[str] = []
+    monkeypatch.setattr(Lenders, "distrust", lambda _self, name, _now_ns: distrusted.append(name))
+
+    async def fail_one() -> None:
+        host = make_host(devices=TWO_GPUS)
+        running = asyncio.create_task(host.run())
+        await until(lambda: len(host.scheduler.devices) == 2 if host.scheduler is not None else False)
+        assert host.scheduler is not None
+        runners.made[0].on_message(Fault(reason="a step failed", pool_trusted=False))
+        assert not host.scheduler.devices["cuda:0"].is_up
+        assert host.scheduler.devices["cuda:1"].is_up
+        assert distrusted == [f"{host.name}@cuda:0"]
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(fail_one())
 
 
 @pytest.mark.parametrize("is_early", [True, False])

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from engine import runner_client
-from engine.messages import FromRunner, Progress, Shutdown
+from engine.messages import Fault, FromRunner, Progress, Refused, Shutdown
 from engine.runner_client import RunnerClient
+from engine.wire import encode_frame
 
 HEAD = """#!{python}
 import socket, sys, time
@@ -44,3 +45,12 @@ def test_what_a_runner_says_is_delivered_until_it_ends(
 def test_a_runner_that_hangs_as_it_ends_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_client, "EXIT_GRACE_S", 0.05)
     assert run(tmp_path, "engine.close()\ntime.sleep(600)\n", monkeypatch) == (-signal.SIGKILL, [])
+
+
+@pytest.mark.parametrize("last", [Fault(reason="a bug", pool_trusted=True), Refused(reason="too little")])
+def test_a_runner_that_has_said_its_last_and_hangs_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: FromRunner
+) -> None:
+    monkeypatch.setattr(runner_client, "EXIT_GRACE_S", 0.05)
+    body = f"engine.sendall({encode_frame(last)!r})\ntime.sleep(600)\n"
+    assert run(tmp_path, body, monkeypatch) == (-signal.SIGKILL, [last])
