@@ -48,6 +48,7 @@ class EngineClient:
         self.socket_path = socket_path
         self.models: dict[str, ModelCard] = {}
         self.loading: dict[str, str] = {}
+        self.recovering: dict[str, str] = {}  # models that can be used, but will answer later
         self.reconnections = 0
         self._api_id = secrets.token_hex(8)
         self._on_ready = on_ready
@@ -265,6 +266,7 @@ class EngineClient:
         new = [card for card in message.ready if card.name not in self.models]
         self.models = {card.name: card for card in message.ready}
         self.loading = message.loading
+        self.recovering = message.recovering
         self._welcomed.set()
         self._send_unsent()
         for card in new:

@@ -116,7 +116,9 @@ ANSWERS: dict[str, Json] = {
     ),
     "Text": _object({"prompt": TEXT}),
     "Health": _object({"status": TEXT}),
-    "Ready": _object({"status": TEXT}, models=_list(TEXT), loading={"type": "object"}),
+    "Ready": _object(
+        {"status": TEXT}, models=_list(TEXT), loading={"type": "object"}, recovering={"type": "object"}
+    ),
 }
 
 

@@ -131,11 +131,18 @@ class ModelHost:
                 ready_s, was_refused=refusal is not None, others_serve=bool(self._ready_since)
             )
             if pause_s is None:
-                failed = f"the runner of {device.name} failed to start {MAX_FAILED_STARTS} times"
-                raise CannotServe(refusal or failed)
-            how = f"cannot serve: {refusal}" if refusal is not None else f"ended with status {status}"
-            self.progress = f"the runner of {device.name} {how}; starting it again in {pause_s:g} s"
-            log.warning("%s", self.progress)
+                if refusal is not None:
+                    raise CannotServe(refusal)
+                raise CannotServe(f"the runner of {device.name} failed to start {MAX_FAILED_STARTS} times")
+            self.progress = f"the runner of {device.name} is being started again"
+            if refusal is not None:
+                log.warning("the runner of %s cannot serve any more: %s", device.name, refusal)
+            log.warning(
+                "the runner of %s ended with status %d; starting it again in %g s",
+                device.name,
+                status,
+                pause_s,
+            )
             self._on_change()
             await asyncio.sleep(pause_s)
 

@@ -32,7 +32,7 @@ def _make_private(folder: Path) -> None:
 
 
 def _take(folder: Path) -> None:
-    """Have a folder that is there for ourselves, if it is ours."""
+    """Have a folder that is there for ourselves, if it is ours, and what is in it."""
     found = folder.lstat()
     if stat.S_ISLNK(found.st_mode):
         raise _refused(folder, "it is a symbolic link")
@@ -42,6 +42,10 @@ def _take(folder: Path) -> None:
         raise _refused(folder, f"it belongs to another user (uid {found.st_uid})")
     if stat.S_IMODE(found.st_mode) != PRIVATE:
         folder.chmod(PRIVATE)
+    for name in os.listdir(folder):  # from a time when it was open: a socket would pass for our engine's
+        owner = os.lstat(folder / name).st_uid
+        if owner != os.getuid():
+            raise _refused(folder, f"{name} in it belongs to another user (uid {owner})")
 
 
 def _refused(folder: Path, why: str) -> ConfigError:

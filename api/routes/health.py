@@ -16,7 +16,8 @@ async def health(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """200 once a model can be used, until shutdown begins; else 503 with what goes on."""
+    """200 once a model can be used, until shutdown begins; else 503 with what goes on. Models whose runners
+    are all being started again take requests, and answer them later: if there is no other, that is a 503."""
     services = services_of(request)
     client = services.client
     if services.generations.is_draining:
@@ -25,7 +26,11 @@ async def ready(request: Request) -> Response:
         return json_response({"status": "waiting for the engine"}, 503)
     if not client.models:
         return json_response({"status": "loading", "loading": client.loading}, 503)
-    return json_response({"status": "ready", "models": sorted(client.models), "loading": client.loading})
+    serving = sorted(client.models.keys() - client.recovering.keys())
+    told = {"models": serving, "loading": client.loading, "recovering": client.recovering}
+    if not serving:
+        return json_response({"status": "recovering", **told}, 503)
+    return json_response({"status": "ready", **told})
 
 
 async def metrics(request: Request) -> Response:

@@ -71,6 +71,7 @@ class FakeEngine:
     socket_path: Path
     cards: list[ModelCard] = field(default_factory=lambda: [CARD])
     loading: dict[str, str] = field(default_factory=dict)
+    recovering: dict[str, str] = field(default_factory=dict)
     script: Script = field(default_factory=lambda: say("hello world"))
     step_s: float = 0.0
     per_step: int = 1
@@ -152,7 +153,9 @@ class FakeEngine:
                 stream.send(self._live(message))
 
     def _welcome(self, stream: MessageStream[FromApi]) -> None:
-        stream.send(Welcome(engine_id="fake", ready=self.cards, loading=self.loading))
+        stream.send(
+            Welcome(engine_id="fake", ready=self.cards, loading=self.loading, recovering=self.recovering)
+        )
 
     def _submit(self, stream: MessageStream[FromApi], message: Submit) -> None:
         self.submits.append(message)

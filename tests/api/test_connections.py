@@ -120,6 +120,28 @@ def test_without_an_engine_a_request_is_told_to_come_back(monkeypatch: pytest.Mo
     run(test())
 
 
+def test_ready_tells_of_models_whose_runners_are_all_gone_and_they_take_requests() -> None:
+    async def test() -> None:
+        other = msgspec.structs.replace(CARD, name="other")
+        why = "the runner of cpu ended with status 1; starting it again in 4 s"
+        async with running_api(cards=[CARD, other]) as api:
+            api.engine.recovering = {"fake": why}
+            api.engine.announce()
+            await until(lambda: api.services.client.recovering)
+            ready = await api.get("/ready")
+            assert ready.status == 200
+            assert (ready.json["models"], ready.json["recovering"]) == (["other"], {"fake": why})
+            api.engine.recovering = {"fake": why, "other": why}
+            api.engine.announce()
+            await until(lambda: len(api.services.client.recovering) == 2)
+            ready = await api.get("/ready")
+            assert (ready.status, ready.json["status"]) == (503, "recovering")
+            assert (await api.get("/health")).status == 200
+            assert (await api.complete()).status == 200
+
+    run(test())
+
+
 def test_a_model_that_is_loading_is_503_and_ready_says_so() -> None:
     async def test() -> None:
         async with running_api(cards=[], loading={"fake": "reading weights"}) as api:

@@ -34,6 +34,25 @@ def test_one_that_was_open_to_others_is_closed(folder: Path) -> None:
     assert mode_of(folder) == 0o700
 
 
+def test_what_others_put_into_one_that_was_open_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+    (folder / "engine.sock").touch()
+    owner, lstat = os.getuid(), os.lstat
+
+    def lstat_of_another(path: Path) -> os.stat_result:
+        found = lstat(path)
+        return os.stat_result((*found[:4], owner + 1, *found[5:]))
+
+    monkeypatch.setattr(os, "lstat", lstat_of_another)
+    with pytest.raises(
+        ConfigError, match=rf"engine\.sock in it belongs to another user \(uid {owner + 1}\)$"
+    ):
+        ensure_socket_folder(Config())
+
+
 def test_a_symbolic_link_is_refused(folder: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o755)
