@@ -112,6 +112,13 @@ class Scheduler:
         self._with_news.clear()
         return deltas
 
+    def drop_deltas(self) -> None:
+        """As `take_deltas`, where nobody is to be told."""
+        for prompt in self._with_news:
+            if prompt.finish is not None:
+                del self.prompts[prompt.prompt_id]
+        self._with_news.clear()
+
     # ------------------------------------------------------------------ runners
 
     def runner_up(self, name: str, pool: PagePool, max_batch: int, cost: CostModel) -> None:

@@ -25,3 +25,10 @@ class EventQueue:
         """Go on to the next action and do it. There must be one."""
         self.now_ns, _, action = heappop(self._heap)
         action()
+
+    def run(self) -> None:
+        """All actions, and those that they set, until there are none."""
+        heap = self._heap
+        while heap:
+            self.now_ns, _, action = heappop(heap)
+            action()

@@ -79,7 +79,8 @@ class SimulatedRunner:
             self._owed_ns += len(move.src_pages) * self._hbm_ns_per_page
         self._runs.complete_move(move.move_id)
         end = MoveEnd(move_id=move.move_id, duration_ns=duration_ns, wait_ns=wait_ns)
-        self._launch()
+        if self._runs.num_waiting:
+            self._launch()
         self._report([], [], [end])
 
     def _launch(self) -> None:

@@ -78,6 +78,11 @@ class RunTable:
         for slice_id in plan.cancels:
             self._end(slice_id, EndReason.CANCELLED)
 
+    @property
+    def num_waiting(self) -> int:
+        """Runs that have not begun."""
+        return len(self._waiting)
+
     def complete_move(self, move_id: int) -> None:
         self._open_moves.discard(move_id)
 
@@ -176,10 +181,9 @@ class RunTable:
         seeds: list[int] = []
         for run in flight.decoding:
             run.in_flight -= 1
-            position = run.computed + 1
             reason = run.reason
             if reason is None or reason is EndReason.ENDED:
-                run.computed = position
+                run.computed = position = run.computed + 1
                 if position >= run.grant_end:
                     self._take_over(run, position)
                 slice_ids.append(run.slice_id)
@@ -187,7 +191,8 @@ class RunTable:
                 seeds.append(run.seed)
                 if position + 1 >= run.grant_end or position + 1 >= run.limit:
                     self._use_up(run, position + 1)
-            if run.reason is not None:
+                    reason = run.reason
+            if reason is not None:
                 self._settle(run)
         fed = [1] * len(slice_ids)
         tokens: list[int | None] = [_TOKEN] * len(slice_ids)

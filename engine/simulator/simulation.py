@@ -92,8 +92,7 @@ class Simulation:
 
     def run(self) -> list[RequestRecord]:
         """All requests to their ends; one record each."""
-        while self.step():
-            pass
+        self._events.run()
         assert not self.scheduler.prompts, f"never finished: {list(self.scheduler.prompts)[:5]}"
         return [self._record(sending) for sending in self._sendings]
 
@@ -150,7 +149,7 @@ class Simulation:
     def _on_report(self, name: str, report: Report) -> None:
         self.scheduler.on_report(name, report, self._events.now_ns)
         if report.ends:
-            self.scheduler.take_deltas()
+            self.scheduler.drop_deltas()
         self._plan()
 
     def _plan(self) -> None:

@@ -122,6 +122,19 @@ def test_a_turn_that_has_had_the_least_time_is_a_reason_to_plan_if_others_wait()
     assert least_ns in planned_after_ns
 
 
+def test_deltas_that_nobody_is_told_are_gone_and_so_are_finished_prompts():
+    rig = Rig(FULL)
+    rig.submit("short", range(4), 1)
+    rig.submit("long", range(4), 20)
+    while rig.scheduler.prompts["short"].finish is None:
+        rig.now_ns += STEP_NS
+        rig.scheduler.on_report("d1", rig.runners["d1"].tick(), rig.now_ns)
+    rig.scheduler.drop_deltas()
+    assert list(rig.scheduler.prompts) == ["long"]
+    assert rig.scheduler.take_deltas() == {}
+    rig.scheduler.check_integrity()
+
+
 @pytest.mark.parametrize("layout", [FULL, WINDOWED])
 def test_the_end_of_a_move_is_a_reason_to_plan_if_it_gives_the_room_that_somebody_waits_for(layout):
     rig = Rig(layout, host=400)
