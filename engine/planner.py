@@ -12,7 +12,7 @@ Its parts: who waits (`waiting`), where something happened and where there is a 
 devices (`turns`), who makes way for whom (`preemption`), and whom runners may not survive (`suspects`).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine.device import Device
@@ -138,33 +138,37 @@ class Planner:
         deferred: list[Prompt] = []
         held_back: list[Prompt] = []
         num_unplaced = 0  # of those that would fit anywhere
-        while self.devices.up and (prompt := self.waiting.next(now_ns)) is not None:
-            if prompt.context.node is None and self.prefixes.is_worth_waiting(prompt):
+        waiting, prefixes = self.waiting, self.prefixes
+        while not self._is_settled(now_ns) and (prompt := waiting.next(now_ns)) is not None:
+            if prompt.context.node is None and prefixes.is_worth_waiting(prompt):
                 deferred.append(prompt)
                 if len(deferred) == MAX_DEFERRED:
                     break
                 continue
-            if self._is_held_back(prompt):
+            if self._is_held_back(prompt, now_ns):
                 held_back.append(prompt)
                 continue
             if self._run(prompt, now_ns):
                 continue
             passed_over.append(prompt)
+            if not self.devices.can_some_hold(prompt):
+                self.waiting.pass_gate(prompt, now_ns)  # nobody is to wait for it to start, until one comes
             num_unplaced += self.devices.can_all_hold(prompt)
             if num_unplaced > (MAX_PASSED_OVER if self.policy.rotates else 0):
                 break
             if prompt.turn is None and self.policy.rotates:
                 self._preemption.claim_room(prompt, now_ns)
         for prompt in (*passed_over, *deferred, *held_back):
-            self.waiting.put_back(prompt, now_ns)
+            waiting.put_back(prompt, now_ns)
         self.num_deferred = len(deferred)
-        if not passed_over or self.policy.recomputes:
+        if self.policy.recomputes or not (passed_over or self.policy.num_queued()):
             return False
         return self._preemption.drop_if_stuck()
 
-    def _is_held_back(self, prompt: Prompt) -> bool:
+    def _is_held_back(self, prompt: Prompt, now_ns: int) -> bool:
         """Whether a prompt that could start now must not."""
         if prompt.turn is None and self.suspects.holds(prompt):
+            self.waiting.pass_gate(prompt, now_ns)
             return True
         return self._preemption.dropped.hold_back(prompt, self.waiting.prompts.values())
 
@@ -183,13 +187,24 @@ class Planner:
             self.waiting.put_back(prompt, now_ns)
         self.suspects.release(device)
 
+    def _is_settled(self, now_ns: int) -> bool:
+        """Whether no turn begins, goes on or ends in this plan any more, whoever waits. Of several devices
+        that are full it is not asked: there may be a thousand."""
+        if self.turns.num_running < self.devices.num_slots:
+            return False
+        up = self.devices.up
+        if len(up) != 1 or not self.policy.rotates:
+            return not up
+        return self._preemption.is_settled(next(iter(up.values())), now_ns)
+
     def _run(self, prompt: Prompt, now_ns: int) -> bool:
         """Extend the prompt's turn, or start one where there is room beside what others have claimed."""
         if prompt.turn is not None:
             prompt.turn.is_expiring = not self.turns.extend(prompt)
             return not prompt.turn.is_expiring
-        for device in self._places(prompt):
-            if device.num_slots_free <= 0 or not device.can_hold(prompt):
+        up = self.devices.up
+        for device in self._by_preference(prompt) if len(up) > 1 else up.values():
+            if device.num_slots_free <= 0 or prompt.expected_tokens > device.max_context_tokens:
                 continue
             most_tokens = self._most_tokens(prompt, device, now_ns) if prompt.output_ids else None
             if self.turns.start(prompt, device, self._preemption.spare_pages(device), most_tokens):
@@ -209,14 +224,9 @@ class Planner:
             step_ns=device.step_ns,
         )
 
-    def _places(self, prompt: Prompt) -> Iterable[Device]:
-        """Devices that may have a place in the batch and room, the best first."""
-        up = self.devices.up
-        return self._by_preference(prompt) if len(up) > 1 else up.values()
-
     def _by_preference(self, prompt: Prompt) -> Iterator[Device]:
-        """The device that has the prompt's pages, then those that have most of what it begins with, then the
-        roomiest."""
+        """Devices that may have a place in the batch and room, the best first: the one that has the prompt's
+        pages, then those that have most of what it begins with, then the roomiest."""
         context = prompt.context
         home = self.devices.home_of(context)
         if home is not None and home.num_slots_free > 0:

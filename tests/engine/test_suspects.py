@@ -78,7 +78,7 @@ def end_twice(rig: Rig, name: str) -> None:
 
 
 def test_while_suspects_wait_for_their_device_others_are_served() -> None:
-    rig = Rig(FULL, local=(45, 45))
+    rig = Rig(FULL, local=(45, 45), first_slices=1)
     first, second = rig.runners
     rig.kill_runner(first)
     rig.kill_runner(second)

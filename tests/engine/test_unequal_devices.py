@@ -1,5 +1,7 @@
 """Devices of which some hold longer contexts than others."""
 
+import pytest
+
 from engine.messages import FinishReason, Sampling
 from tests.engine.fake_runner import FULL, generate
 from tests.engine.rig import Rig
@@ -43,9 +45,10 @@ def test_an_answer_of_any_length_that_outgrows_its_device_goes_on_at_another() -
     assert rig.outputs["grows"] == generate(FULL, ids(20), 180)
 
 
-def test_prompts_too_long_for_what_is_up_keep_nobody_waiting() -> None:
-    """Their device is gone for a while."""
-    rig = Rig(FULL, local=(20, 60), shares_prefixes=False, first_slices=100)
+@pytest.mark.parametrize("first_slices", [1, 4, 100])
+def test_prompts_too_long_for_what_is_up_keep_nobody_waiting(first_slices: int) -> None:
+    """Their device is gone for a while; nor do they stand in the gate of their tenant."""
+    rig = Rig(FULL, local=(20, 60), shares_prefixes=False, first_slices=first_slices)
     rig.kill_runner("d2")
     for number in range(8):
         rig.submit(f"long{number}", ids(100, number), 10)
