@@ -32,6 +32,7 @@ class Devices:
 
     def __init__(self, store: ContextStore, *, reserve: float) -> None:
         self.up: dict[int, Device] = {}  # those that work, by pool id
+        self.num_slots = 0  # of their batches
         self._store = store
         self._pools = store.local_pools
         self._reserve = reserve
@@ -65,6 +66,7 @@ class Devices:
     def _measure(self) -> None:
         lengths = [device.max_context_tokens for device in self.up.values()]
         self._narrowest_tokens, self._widest_tokens = min(lengths, default=0), max(lengths, default=0)
+        self.num_slots = sum(device.max_batch for device in self.up.values())
 
     def can_all_hold(self, prompt: Prompt) -> bool:
         """Whether the prompt's context fits wherever there is a device that is up."""
@@ -181,6 +183,7 @@ class Devices:
         self._file()
         assert list(self.up.values()) == [device for device in self.up.values() if device.is_up]
         assert len(self.up) == sum(device.is_up for device in self)
+        assert self.num_slots == sum(device.max_batch for device in self if device.is_up)
         assert self._entries == {device: self._entry(device) for device in self.up.values()}
         assert [device for _, _, device in self._by_load] == sorted(
             self._entries, key=lambda device: (len(device.running), device.pool_id)

@@ -25,6 +25,7 @@ class Preemption:
         self._devices = devices
         self._victims: dict[Device, list[Prompt]] = {}  # who may be ended in the plan being made
         self._refused: set[tuple[Device, str]] = set()  # tenants of which one deserved nobody's place in it
+        self._unsettled: set[Device] = set()  # found so in it
 
     def begin_plan(self) -> None:
         """Nobody has claimed anything yet."""
@@ -32,6 +33,20 @@ class Preemption:
         self.dropped.begin_plan()
         self._victims.clear()
         self._refused.clear()
+        self._unsettled.clear()
+
+    def is_settled(self, device: Device, now_ns: int) -> bool:
+        """Whether all turns on a device just go on in the plan being made, or end, whoever waits."""
+        if device in self._unsettled:
+            return False
+        floor_ns = self._turns.floor_ns(device)
+        for prompt in device.running:
+            turn = prompt.turn
+            assert turn is not None
+            if not turn.is_ending and (turn.is_expiring or self.may_be_ended(prompt, floor_ns, now_ns)):
+                self._unsettled.add(device)
+                return False
+        return True
 
     def spare_pages(self, device: Device) -> int:
         """Pages that a turn started now has to leave: a reserve for turns to grow, while there are some, and

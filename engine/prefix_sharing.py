@@ -64,7 +64,8 @@ class PrefixSharing:
         Whether it joined: `part` undoes that."""
         if not self._store.shares_prefixes:
             return False
-        prefix = self.find(prompt).get(device.pool_id, NOTHING)
+        found = self._found if prompt is self._latest else self.find(prompt)
+        prefix = found.get(device.pool_id, NOTHING) if found else NOTHING
         self._latest = None
         prompt.context = self._store.join(prompt.context, device.pool_id, prompt.salt, prompt.pack(), prefix)
         return True

@@ -82,7 +82,7 @@ class Scheduler:
             num_sent=len(spec.output_ids),
             num_restored=len(spec.output_ids),
             tokens_per_s=submit.tokens_per_s,
-            salt=(tenant, submit.cache_salt),
+            salt=(tenant, submit.cache_salt) if submit.cache_salt else tenant,
         )
         if self.store.shares_prefixes:
             prompt.pack()

@@ -78,11 +78,13 @@ class ContextStore(ShrinkingStore):
         return moves
 
     def _furnish(self, context: Context, pool_id: int, end: int, spare: int) -> list[Move] | None:
-        """`prepare` for a blank context: it has nothing to bring, and may go anywhere."""
-        if not self._local.make_room(pool_id, context.num_absent(end), spare=spare):
+        """`prepare` for a blank context: it has nothing to bring, nothing behind windows, and may go
+        anywhere."""
+        last = self.layout.num_pages(end)
+        if not self._local.make_room(pool_id, last * len(context.groups), spare=spare):
             return None
         self._set_running(context, pool_id)
-        pool, last = self._local.pools[pool_id], self.layout.num_pages(end)
+        pool = self._local.pools[pool_id]
         for group in context.groups:
             group.local.grow(pool, group.live_from, last, context)
             group.arriving_end = 0
@@ -189,7 +191,8 @@ class ContextStore(ShrinkingStore):
     def mirror_idle(self, pool_id: int) -> list[Move]:
         """Copy out all of the contexts that prompts need, have pages in this pool and do not run, so that
         their pages can be had for free."""
-        return self._copying.mirror(self._local.idle_dirty(pool_id), whole=True)
+        dirty = self._local.idle_dirty(pool_id)
+        return self._copying.mirror(dirty, whole=True) if dirty else []
 
     def lacks_mirrors(self, pool_id: int) -> bool:
         """Whether `mirror_idle` or `mirror_cached` would copy something out if the tiers had room."""
