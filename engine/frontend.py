@@ -12,7 +12,9 @@ import msgspec
 from engine.messages import FromApi, Hello
 from engine.wire import MessageStream
 
-MAX_UNSENT_BYTES = 64 * 2**20  # for one api process that does not read: thousands of answers
+MAX_UNSENT_BYTES = 64 * 2**20  # may wait for one api process, be it as slow as it likes: thousands of answers
+MAX_BACKLOG_BYTES = 2**30  # and so much for one that reads: it has come back to thousands of long answers
+STALL_S = 5.0  # without reading a byte while more than `MAX_UNSENT_BYTES` wait
 
 log = logging.getLogger("fairslice.engine")
 
@@ -27,7 +29,16 @@ class ApiConnection:
     def __init__(self, frontend: "Frontend") -> None:
         self.api_id: str | None = None
         self._frontend = frontend
+        self._seen_bytes, self._seen_s = 0, 0.0  # what had left, when that was seen to grow last
         self.stream: MessageStream[FromApi] = MessageStream(FromApi, self._on_message, self._on_close)
+
+    def is_stuck(self, now_s: float) -> bool:
+        """Whether too much waits for a process that does not read. To be asked before each message."""
+        waiting = self.stream.unsent_bytes
+        left = self.stream.bytes_queued - waiting
+        if waiting <= MAX_UNSENT_BYTES or left > self._seen_bytes:
+            self._seen_bytes, self._seen_s = left, now_s
+        return waiting > MAX_BACKLOG_BYTES or now_s - self._seen_s > STALL_S
 
     def _on_message(self, message: FromApi) -> None:
         if isinstance(message, Hello):
@@ -70,17 +81,17 @@ class Frontend:
         return server
 
     def send(self, api_id: str, message: msgspec.Struct) -> None:
-        """Send to an api process; if it is away, it asks for what it missed when it is back. One that has not
-        read what waits for it, `MAX_UNSENT_BYTES`, is sent away: when it reads again it finds the end of the
+        """Send to an api process; if it is away, it asks for what it missed when it is back. One that does
+        not read is sent away once too much waits for it: when it reads again it finds the end of the
         connection, and comes back."""
         connection = self._connections.get(api_id)
         if connection is None:
             return
-        unsent_bytes = connection.stream.unsent_bytes
-        if unsent_bytes <= MAX_UNSENT_BYTES:
+        if not connection.is_stuck(asyncio.get_running_loop().time()):
             connection.stream.send(message)
             return
-        log.warning("api %s does not read: %d MiB wait for it; closing", api_id, unsent_bytes >> 20)
+        waiting_mib = connection.stream.unsent_bytes >> 20
+        log.warning("api %s does not read: %d MiB wait for it; closing", api_id, waiting_mib)
         connection.stream.abort()
         self.closed(connection)
 

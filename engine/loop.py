@@ -39,6 +39,7 @@ from engine.messages import (
     Resizing,
     Stats,
     Submit,
+    TokenDelta,
     Tokens,
     Welcome,
 )
@@ -53,6 +54,7 @@ log = logging.getLogger("fairslice.engine")
 
 INTEGRITY_CHECK_S = 60.0
 TICK_S = 0.25
+MAX_MESSAGE_TOKENS = 65_536  # in one message to an api; with twenty log-probabilities each, tens of MiB
 
 
 class Failed(Exception):
@@ -161,7 +163,8 @@ class Engine:
         if host.scheduler is None:
             return
         for api_id, deltas in host.scheduler.take_deltas().items():
-            self._frontend.send(api_id, Tokens(deltas=deltas))
+            for part in in_parts(deltas):
+                self._frontend.send(api_id, Tokens(deltas=part))
             for delta in deltas:
                 if delta.ids:
                     self._admission.generated(delta.prompt_id, len(delta.ids))
@@ -305,6 +308,20 @@ class Engine:
                     if host.scheduler is not None:
                         host.scheduler.check_integrity()
                 self._lenders.lending.check_integrity()
+
+
+def in_parts(deltas: list[TokenDelta]) -> list[list[TokenDelta]]:
+    """For messages of a size that can be sent, whatever an api missed while it was away."""
+    parts: list[list[TokenDelta]] = [[]]
+    num_tokens = 0
+    for delta in deltas:
+        size = len(delta.ids) + len(delta.prompt_logprobs or ())
+        if parts[-1] and num_tokens + size > MAX_MESSAGE_TOKENS:
+            parts.append([])
+            num_tokens = 0
+        parts[-1].append(delta)
+        num_tokens += size
+    return parts
 
 
 def main() -> int:

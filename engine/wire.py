@@ -98,6 +98,7 @@ class MessageStream(asyncio.Protocol, Generic[Incoming]):
         self._transport: asyncio.Transport | None = None
         self._outgoing: list[bytes] = []
         self._outgoing_bytes = 0
+        self.bytes_queued = 0  # since the start
         self.messages_sent = 0
         self.messages_received = 0
 
@@ -121,6 +122,7 @@ class MessageStream(asyncio.Protocol, Generic[Incoming]):
         frame = encode_frame(message)
         self._outgoing.append(frame)
         self._outgoing_bytes += len(frame)
+        self.bytes_queued += len(frame)
         self.messages_sent += 1
 
     def close(self) -> None:

@@ -63,6 +63,7 @@ def test_an_api_that_does_not_read_is_sent_away_and_comes_back_and_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(frontend_module, "MAX_UNSENT_BYTES", BOUND_BYTES)
+    monkeypatch.setattr(frontend_module, "STALL_S", 0.05)
     hellos: list[str] = []
     gone: list[str] = []
     read: list[ToApi] = []
@@ -109,6 +110,7 @@ def test_an_api_that_never_reads_again_loses_its_prompts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frontend_module, "MAX_UNSENT_BYTES", BOUND_BYTES)
+    monkeypatch.setattr(frontend_module, "STALL_S", 0.05)
     hellos: list[str] = []
     gone: list[str] = []
 
@@ -126,3 +128,35 @@ def test_an_api_that_never_reads_again_loses_its_prompts(
 
     asyncio.run(asyncio.wait_for(test(), 60))
     assert gone == ["stalled"]
+
+
+@pytest.mark.parametrize(("backlog_bytes", "is_cut"), [(2**30, False), (20 * FRAME_BYTES, True)])
+def test_an_api_that_reads_what_it_missed_is_not_cut_off_however_much_that_is(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    backlog_bytes: int,
+    is_cut: bool,
+) -> None:
+    """Up to the bound of what may wait at all."""
+    monkeypatch.setattr(frontend_module, "MAX_UNSENT_BYTES", BOUND_BYTES)
+    monkeypatch.setattr(frontend_module, "MAX_BACKLOG_BYTES", backlog_bytes)
+    hellos: list[str] = []
+
+    async def test() -> None:
+        frontend = Frontend(60.0, lambda api_id, message: hellos.append(api_id), lambda api_id: None)
+        path = tmp_path / "socket"
+        server = await frontend.listen(str(path))
+        reader, writer = await stalled_api(path, Hello(api_id="back"))
+        await wait_for_calls(hellos, 1)
+        for _ in range(100):  # all in one turn: it cannot have read any of it
+            frontend.send("back", TOKENS)
+        num_read = 0
+        while num_read < 100 * FRAME_BYTES and (data := await reader.read(FRAME_BYTES)):
+            num_read += len(data)
+        assert (num_read < 100 * FRAME_BYTES) == is_cut
+        writer.close()
+        server.close()
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+    assert bool(caplog.records) == is_cut

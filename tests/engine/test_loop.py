@@ -7,8 +7,8 @@ import pytest
 
 from engine.config import parse_config
 from engine.lenders import Lenders
-from engine.loop import Engine
-from engine.messages import Hello, PromptSpec, Rejected, Sampling, Submit, ToApi, Welcome
+from engine.loop import MAX_MESSAGE_TOKENS, Engine, in_parts
+from engine.messages import Hello, PromptSpec, Rejected, Sampling, Submit, ToApi, TokenDelta, Welcome
 from engine.model_host import ModelHost
 from engine.wire import MessageStream
 
@@ -90,3 +90,14 @@ def test_a_request_for_a_model_that_loads_is_refused_as_the_api_refuses_it(tmp_p
     assert refusal.code == "model_loading"
     assert "starting" in refusal.message
     assert refusal.retry_after_s is not None
+
+
+def test_what_an_api_missed_is_cut_into_messages_that_can_be_sent() -> None:
+    deltas = [
+        TokenDelta(prompt_id=str(number), start=0, ids=[7] * length)
+        for number, length in enumerate((3, MAX_MESSAGE_TOKENS, 5, MAX_MESSAGE_TOKENS + 1, 0, 9))
+    ]
+    parts = in_parts(deltas)
+    assert [delta for part in parts for delta in part] == deltas
+    assert [[delta.prompt_id for delta in part] for part in parts] == [["0"], ["1"], ["2"], ["3"], ["4", "5"]]
+    assert in_parts(deltas[:1]) == [deltas[:1]]
