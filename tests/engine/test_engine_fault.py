@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.messages import FinishReason
+from engine.suspects import MAX_ENDS
 from tests.engine.engine_process import Client, engine
 
 PROMPTS = {f"p{number}": [(7 * number + i) % 256 for i in range(3 + 5 * number)] for number in range(10)}
@@ -44,6 +46,19 @@ if "engine.model_runner" in sys.orig_argv:
     Mailbox.send = send_and_spoil
     Runner.step = lambda runner: fail() if flag.exists() else step(runner)
     Runner._wait = lambda runner, limit_s: wait(runner, 0.01 if limit_s is None else limit_s)
+"""
+
+# Likewise: no runner survives a step with the token 255 of a prompt.
+POISON = """
+import sys
+
+def launch(runner, rows):
+    assert not any(255 in (row.ids or ()) for row in rows), "a bug"
+    return compute(runner, rows)
+
+if "engine.model_runner" in sys.orig_argv:
+    from engine.model_runner.cpu_executor import CpuExecutor
+    compute, CpuExecutor.launch = CpuExecutor.launch, launch
 """
 
 # Likewise: the next plan fails while a file is there, which it removes.
@@ -123,3 +138,24 @@ def test_an_engine_whose_plan_fails_is_followed_by_another(
     said = capfd.readouterr().err
     assert "the books are wrong" in said
     assert "the engine ended with status 1" in said
+
+
+def test_a_prompt_that_no_runner_survives_is_failed_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(POISON)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2]}")
+    with engine(tmp_path) as client:
+        for prompt_id, ids in PROMPTS.items():
+            client.submit(prompt_id, [token % 200 for token in ids], NUM_TOKENS)
+        client.submit("poison", [1, 2, 255, 4], NUM_TOKENS)
+        client.wait()
+        lost = client.metric("fairslice:runners_lost")
+    assert client.finished.pop("poison") is FinishReason.ERROR
+    assert set(client.finished.values()) == {FinishReason.LENGTH}
+    assert client.finished.keys() == PROMPTS.keys()
+    assert MAX_ENDS <= lost <= MAX_ENDS + 1
+    said = capfd.readouterr().err
+    assert "E fairslice.engine: the prompt poison is failed: 3 runners in a row ended" in said
+    assert "starting it again in 0.05 s" in said
+    assert "starting it again in 0.2 s" in said
