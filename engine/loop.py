@@ -20,11 +20,11 @@ import uvloop
 
 from engine import watchdog
 from engine.admission import Admission, Refusal
+from engine.answers import Answers
 from engine.config import Config, ConfigError, load_config
 from engine.frontend import Frontend, SocketTaken
 from engine.gpus import Gpus, NoGpus, NvmlGpus
 from engine.lenders import Lenders
-from engine.live import collect_live
 from engine.memory.regions import RegionError
 from engine.messages import (
     Abort,
@@ -33,21 +33,16 @@ from engine.messages import (
     GetLive,
     GetStats,
     Hello,
-    Live,
     Rejected,
     Resize,
-    Resizing,
-    Stats,
     Submit,
     TokenDelta,
     Tokens,
-    Welcome,
 )
 from engine.model_host import CannotServe, ModelHost
-from engine.pool_sizes import PoolSizes, ResizeError
+from engine.pool_sizes import PoolSizes
 from engine.process import check_memory, prepare_process
 from engine.socket_folder import ensure_socket_folder
-from engine.stats import collect_samples, collect_status
 from engine.watch import Watch, free_memory_of
 
 log = logging.getLogger("fairslice.engine")
@@ -71,7 +66,6 @@ class Engine:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._engine_id = secrets.token_hex(8)
         self._frontend = Frontend(config.queue.reconnect_s, self._on_message, self._on_api_gone)
         self._admission = Admission(config.queue, time.monotonic_ns)
         self._prompts: dict[str, ModelHost] = {}
@@ -87,6 +81,9 @@ class Engine:
             )
             for model in config.models
         }
+        self._answers = Answers(
+            secrets.token_hex(8), self._models, self._admission, self._lenders, self._pool_sizes
+        )
         self._work = asyncio.Event()
         self._draining = False
         self._has_failed = False
@@ -185,21 +182,14 @@ class Engine:
                 for prompt_id in prompt_ids:
                     self._abort(prompt_id)
             case Hello():
-                self._frontend.send(api_id, self._welcome())
+                self._frontend.send(api_id, self._answers.welcome())
             case GetStats(serial=serial):
-                self._frontend.send(api_id, self._stats(serial))
+                self._frontend.send(api_id, self._answers.stats(serial))
             case GetLive(serial=serial, since_ns=since_ns):
-                self._frontend.send(api_id, self._live(serial, since_ns))
+                self._frontend.send(api_id, self._answers.live(serial, since_ns))
             case Resize():
-                self._frontend.send(api_id, self._resize(message))
+                self._frontend.send(api_id, self._answers.resize(message))
         self._wake()
-
-    def _resize(self, wish: Resize) -> Resizing:
-        try:
-            num_bytes = self._pool_sizes.resize(wish.device, wish.num_bytes)
-        except ResizeError as error:
-            return Resizing(serial=wish.serial, error=str(error))
-        return Resizing(serial=wish.serial, num_bytes=num_bytes)
 
     def _submit(self, api_id: str, submit: Submit) -> None:
         try:
@@ -250,31 +240,7 @@ class Engine:
     # ------------------------------------------------------------------ state
 
     def _announce(self) -> None:
-        self._frontend.broadcast(self._welcome())
-
-    def _welcome(self) -> Welcome:
-        hosts = self._models.values()
-        return Welcome(
-            engine_id=self._engine_id,
-            ready=[host.card for host in hosts if host.is_ready and host.card is not None],
-            loading={host.name: host.progress for host in hosts if not host.is_ready},
-            recovering={host.name: host.progress for host in hosts if host.is_recovering},
-        )
-
-    def _stats(self, serial: int) -> Stats:
-        hosts = list(self._models.values())
-        return Stats(
-            serial=serial,
-            samples=collect_samples(hosts, self._admission, self._lenders.lending),
-            status={
-                **collect_status(hosts, self._lenders.lending),
-                "pool_sizes": self._pool_sizes.status(),
-            },
-        )
-
-    def _live(self, serial: int, since_ns: int) -> Live:
-        hosts, lending = self._models.values(), self._lenders.lending
-        return collect_live(self._engine_id, serial, hosts, lending, since_ns, time.monotonic_ns())
+        self._frontend.broadcast(self._answers.welcome())
 
     def _drain(self) -> None:
         """Told to stop: accept nothing new, and stop when what is open is done or the time is over."""

@@ -7,6 +7,7 @@ simulator feeds it simulated ones. It holds no clock and awaits nothing.
 import sys
 
 from engine.device import Device
+from engine.endings import Endings
 from engine.fairness.policy import Policy, Task
 from engine.memory.context import Context
 from engine.memory.pool import PagePool
@@ -20,7 +21,6 @@ from engine.messages import (
     PromptSpec,
     Report,
     SliceEnd,
-    SliceFate,
     Submit,
     TokenDelta,
 )
@@ -44,6 +44,7 @@ class Scheduler:
         self.prompts: dict[str, Prompt] = {}
         self.devices: dict[str, Device] = {}
         self.needs_plan = False
+        self._endings = Endings(policy, store, self.planner, self.progress, self.slice_log, self.prompts)
         self._with_news = self.progress.with_news  # tokens or an end that its api was not sent yet
         self._serial = 0
 
@@ -98,9 +99,10 @@ class Scheduler:
         if prompt is None:
             return
         if prompt.finish is None:
-            self._finish(prompt, FinishReason.ABORT, now_ns)
+            self._endings.finish(prompt, FinishReason.ABORT, now_ns)
+            self.needs_plan = True
         else:  # it ended just now, and its last tokens have not been taken
-            self._forget(prompt)
+            self._endings.forget(prompt)
 
     def take_deltas(self) -> dict[str, list[TokenDelta]]:
         """What has not been sent yet, by api id. A finished prompt is forgotten with its last delta."""
@@ -149,7 +151,7 @@ class Scheduler:
         self.counters.runners_lost += 1
         self.store.lose_moves(device.pool_id)
         for prompt in list(device.running):
-            self._leave(prompt, now_ns)
+            self._endings.leave(prompt, now_ns)
         for context in dict.fromkeys(device.cancelled.values()):
             self.store.stop(context)
         device.cancelled.clear()
@@ -157,7 +159,7 @@ class Scheduler:
             self._distrust(device.pool_id, now_ns)
         if culprit is not None:
             culprit.error = f"{MAX_ENDS} runners in a row ended while they worked on this prompt"
-            self._finish(culprit, FinishReason.ERROR, now_ns)
+            self._endings.finish(culprit, FinishReason.ERROR, now_ns)
         self.needs_plan = True
         return culprit
 
@@ -191,22 +193,11 @@ class Scheduler:
     def _start_over_all(self, contexts: set[Context], now_ns: int) -> None:
         """Nothing of these contexts is to be trusted: prompts are recomputed, what is cached is given up."""
         for prompt in [p for p in self.prompts.values() if p.context in contexts and p.finish is None]:
-            self._start_over(prompt, now_ns)
+            self._endings.start_over(prompt, now_ns)
         for context in contexts:
             if not context.is_growing:
                 self.store.abandon(context)
         self.needs_plan = True
-
-    def _start_over(self, prompt: Prompt, now_ns: int) -> None:
-        """Recompute the prompt from its tokens. Whatever its runner still reports of the turn is ignored."""
-        if prompt.turn is not None:
-            is_queued = prompt.turn.is_expiring
-            self.slice_log.end(prompt, SliceFate.PREEMPTED, now_ns)
-            self.planner.turns.cancel(prompt)
-            if not is_queued:
-                self.planner.waiting.requeue(prompt, now_ns)
-        self.store.close(prompt.context)
-        prompt.context = self.store.open()
 
     def on_report(self, name: str, report: Report, now_ns: int) -> None:
         """A runner made steps, ended slices, completed moves."""
@@ -245,63 +236,16 @@ class Scheduler:
         prompt.context.computed = end.computed
         reason = _FINISHED.get(end.reason)
         if reason is None:
-            self._leave(prompt, now_ns)
+            self._endings.leave(prompt, now_ns)
             return
         prompt.error = end.error
         self.planner.leave_device(prompt, now_ns)
-        self._finish(prompt, reason, now_ns)
+        self._endings.finish(prompt, reason, now_ns)
 
     def _on_move_end(self, end: MoveEnd) -> None:
         self.counters.wait_ns += end.wait_ns
         if self.store.finish_move(end.move_id, end.duration_ns) and self.planner.awaits_move():
             self.needs_plan = True
-
-    def _leave(self, prompt: Prompt, now_ns: int) -> None:
-        """The prompt's turn is over and it is not finished: it waits for the next."""
-        assert prompt.turn is not None
-        is_queued = prompt.turn.is_expiring
-        self.slice_log.end(prompt, SliceFate.PREEMPTED, now_ns)
-        self.planner.num_preemptions += 1
-        prompt.num_preemptions += 1
-        self.planner.leave_device(prompt, now_ns)
-        if self.policy.recomputes:
-            self._give_up_context(prompt)
-        if not is_queued:
-            self.planner.waiting.requeue(prompt, now_ns)
-
-    def _give_up_context(self, prompt: Prompt) -> None:
-        """Whoever comes next may have the room of a prompt that will recompute its context, unless that is
-        still there at its turn."""
-        if self.store.shares_prefixes:
-            self.planner.prefixes.retire(prompt)
-            prompt.context = self.store.open()
-        else:
-            self.store.drop(prompt.context)
-
-    def _finish(self, prompt: Prompt, reason: FinishReason, now_ns: int) -> None:
-        """End the prompt for good, wherever it is. An aborted one has nobody to tell."""
-        if prompt.finish is not None:
-            return
-        prompt.finish = reason
-        self.slice_log.end(prompt, SliceFate(reason), now_ns)
-        self.counters.finished[reason] = self.counters.finished.get(reason, 0) + 1
-        if prompt.turn is not None:
-            self.planner.turns.cancel(prompt)
-        self.planner.waiting.forget(prompt, now_ns)
-        if reason is FinishReason.ERROR:
-            self.store.close(prompt.context)
-        else:
-            self.planner.prefixes.retire(prompt)
-        if reason is FinishReason.ABORT:
-            self._forget(prompt)
-        else:
-            self._with_news[prompt] = None
-        self.needs_plan = True
-
-    def _forget(self, prompt: Prompt) -> None:
-        """Nobody wants to hear of the prompt any more."""
-        self._with_news.pop(prompt, None)
-        del self.prompts[prompt.prompt_id]
 
     # ------------------------------------------------------------------ state
 
