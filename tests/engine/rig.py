@@ -1,5 +1,6 @@
 """A scheduler on fake runners and a manual clock: the engine without processes, for tests."""
 
+import random
 from collections.abc import Sequence
 
 from engine.fairness import make_policy
@@ -10,7 +11,7 @@ from engine.memory.store import ContextStore
 from engine.messages import CostModel, FinishReason, PromptSpec, Sampling, Submit
 from engine.planner import PlannerSettings
 from engine.scheduler import Scheduler
-from tests.engine.fake_runner import FakeRunner, Pools, make_pools
+from tests.engine.fake_runner import FakeRunner, Pools, generate, make_pools
 
 STEP_NS = 10_000_000
 HOST = 100
@@ -147,3 +148,26 @@ class Rig:
             if number % check_every == 0:
                 self.scheduler.check_integrity()
         raise AssertionError(f"not finished: {list(self.scheduler.prompts)}")
+
+
+def random_prompts(count, seed=0, longest=30):
+    """Ids and the length of the answer, by prompt id."""
+    source = random.Random(seed)
+    return {
+        f"p{number}": (
+            [source.randrange(1000) for _ in range(source.randint(1, longest))],
+            source.randint(1, 40),
+        )
+        for number in range(count)
+    }
+
+
+def check_outputs(rig, wanted):
+    """Every one of these prompts has its answer, and its pages are free or cached."""
+    for prompt_id, (ids, max_tokens) in wanted.items():
+        assert rig.finished[prompt_id] == FinishReason.LENGTH
+        assert rig.outputs[prompt_id] == generate(rig.layout, ids, max_tokens), prompt_id
+    rig.scheduler.check_integrity()
+    cached = rig.store.num_cached_pages()
+    for pool in (*rig.store.local_pools.values(), *rig.store.tiers.values()):
+        assert pool.num_used == cached.get(pool.pool_id, 0)

@@ -6,37 +6,16 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from engine.messages import FinishReason, Report, Sampling
+from engine.messages import Report, Sampling
 from tests.engine.fake_runner import FULL, WINDOWED, generate
-from tests.engine.rig import STEP_NS, Rig
-
-
-def prompts(count, seed=0, longest=30):
-    source = random.Random(seed)
-    return {
-        f"p{number}": (
-            [source.randrange(1000) for _ in range(source.randint(1, longest))],
-            source.randint(1, 40),
-        )
-        for number in range(count)
-    }
-
-
-def check_outputs(rig, wanted):
-    for prompt_id, (ids, max_tokens) in wanted.items():
-        assert rig.finished[prompt_id] == FinishReason.LENGTH
-        assert rig.outputs[prompt_id] == generate(rig.layout, ids, max_tokens), prompt_id
-    rig.scheduler.check_integrity()
-    cached = rig.store.num_cached_pages()
-    for pool in (*rig.store.local_pools.values(), *rig.store.tiers.values()):
-        assert pool.num_used == cached.get(pool.pool_id, 0)
+from tests.engine.rig import STEP_NS, Rig, check_outputs, random_prompts
 
 
 @pytest.mark.parametrize("layout", [FULL, WINDOWED])
 @pytest.mark.parametrize("depth", [1, 2])
 def test_outputs_are_exact_under_contention(layout, depth):
     rig = Rig(layout, depth=depth)
-    wanted = prompts(40)
+    wanted = random_prompts(40)
     for prompt_id, (ids, max_tokens) in wanted.items():
         rig.submit(prompt_id, ids, max_tokens)
     rig.run()
@@ -44,19 +23,6 @@ def test_outputs_are_exact_under_contention(layout, depth):
     assert rig.scheduler.counters.recomputed_tokens == 0
     assert rig.scheduler.planner.num_preemptions > 0
     assert rig.store.counters.evicted_pages > 0
-
-
-@pytest.mark.parametrize("depth", [1, 2])
-def test_fcfs_recomputes_the_youngest_when_memory_runs_out(depth):
-    rig = Rig(FULL, policy="fcfs", depth=depth, local=(50,))
-    wanted = {f"p{number}": ([number] * 10, 100) for number in range(8)}
-    for prompt_id, (ids, max_tokens) in wanted.items():
-        rig.submit(prompt_id, ids, max_tokens)
-    rig.run()
-    check_outputs(rig, wanted)
-    assert rig.scheduler.counters.recomputed_tokens > 0
-    ends = [rig.token_times[prompt_id][-1] for prompt_id in wanted]
-    assert ends[0] == min(ends)
 
 
 def test_everybody_gets_a_token_soon_and_in_turn():
@@ -88,58 +54,11 @@ def test_plans_go_by_slices_not_by_tokens():
     assert rig.runners["d1"].num_plans < rig.scheduler.counters.output_tokens / 8  # pages of 4 tokens here
 
 
-def test_a_first_token_is_no_reason_to_plan_while_nobody_waits():
-    rig = Rig(FULL, local=(200,))
-    rig.submit("p", range(10), 90)
-    rig.now_ns += STEP_NS
-    while not rig.scheduler.prompts["p"].output_ids:
-        rig.scheduler.on_report("d1", rig.runners["d1"].tick(), rig.now_ns)
-        assert not rig.scheduler.needs_plan
-
-
-def test_a_turn_that_has_had_the_least_time_is_a_reason_to_plan_if_others_wait():
-    rig = Rig(FULL, max_batch=1, slice_ns=64 * STEP_NS, target_ns=640 * STEP_NS)
-    rig.submit("first", range(4), 90)
-    for _ in range(20):
-        rig.tick()
-    first = rig.scheduler.prompts["first"].turn
-    rig.submit("second", range(4), 90)
-    while rig.scheduler.prompts["first"].turn is first:
-        rig.tick()
-    second = rig.scheduler.prompts["second"].turn
-    assert second is not None
-    while second.first_ns is None:
-        rig.tick()
-    least_ns = rig.scheduler.planner.turns.floor_ns(second.device)
-    planned_after_ns = []
-    for _ in range(6):
-        rig.now_ns += STEP_NS
-        rig.scheduler.on_report("d1", rig.runners["d1"].tick(), rig.now_ns)
-        if rig.scheduler.needs_plan:
-            planned_after_ns.append(rig.now_ns - second.first_ns)
-        rig.flush()
-    assert least_ns == 4 * STEP_NS
-    assert least_ns in planned_after_ns
-
-
-def test_deltas_that_nobody_is_told_are_gone_and_so_are_finished_prompts():
-    rig = Rig(FULL)
-    rig.submit("short", range(4), 1)
-    rig.submit("long", range(4), 20)
-    while rig.scheduler.prompts["short"].finish is None:
-        rig.now_ns += STEP_NS
-        rig.scheduler.on_report("d1", rig.runners["d1"].tick(), rig.now_ns)
-    rig.scheduler.drop_deltas()
-    assert list(rig.scheduler.prompts) == ["long"]
-    assert rig.scheduler.take_deltas() == {}
-    rig.scheduler.check_integrity()
-
-
 @pytest.mark.parametrize("layout", [FULL, WINDOWED])
 def test_the_end_of_a_move_is_a_reason_to_plan_if_it_gives_the_room_that_somebody_waits_for(layout):
     rig = Rig(layout, host=400)
     scheduler, runner = rig.scheduler, rig.runners["d1"]
-    for prompt_id, (ids, max_tokens) in prompts(40).items():
+    for prompt_id, (ids, max_tokens) in random_prompts(40).items():
         rig.submit(prompt_id, ids, max_tokens)
     fetches, reasons, num_moves = set(), [], 0
 
@@ -172,7 +91,7 @@ def test_the_end_of_a_move_is_a_reason_to_plan_if_it_gives_the_room_that_somebod
 
 def test_a_full_host_tier_costs_recomputation_and_nothing_else():
     rig = Rig(FULL, host=6)
-    wanted = prompts(20)
+    wanted = random_prompts(20)
     for prompt_id, (ids, max_tokens) in wanted.items():
         rig.submit(prompt_id, ids, max_tokens)
     rig.run()
@@ -199,23 +118,13 @@ def test_full_tiers_stop_nobody_for_ever(seed):
 
 def test_two_devices_share_one_queue():
     rig = Rig(FULL, local=(30, 30), max_batch=3)
-    wanted = prompts(30)
+    wanted = random_prompts(30)
     for prompt_id, (ids, max_tokens) in wanted.items():
         rig.submit(prompt_id, ids, max_tokens)
     rig.run()
     check_outputs(rig, wanted)
     busy = [device.num_steps for device in rig.scheduler.devices.values()]
     assert min(busy) > 0.7 * max(busy)
-
-
-def test_a_stop_token_ends_a_prompt_and_its_pages_come_back():
-    rig = Rig(FULL)
-    ids = [1, 2, 3]
-    stop = generate(FULL, ids, 12)[-1]
-    rig.submit("p", ids, 50, sampling=Sampling(max_tokens=50, stop_token_ids=(stop,)))
-    rig.run()
-    assert rig.finished["p"] == FinishReason.STOP
-    assert rig.outputs["p"] == generate(FULL, ids, 50, stop=[stop])
 
 
 def test_a_prompt_may_fill_the_pool_alone():
@@ -230,46 +139,13 @@ def test_a_prompt_may_fill_the_pool_alone():
     check_outputs(rig, wanted)
 
 
-def test_aborts_at_any_time_free_everything():
-    for seed in range(20):
-        source = random.Random(seed)
-        rig = Rig(FULL, seed=seed, depth=1 + seed % 2)
-        wanted = prompts(25, seed)
-        alive = dict(wanted)
-        for prompt_id, (ids, max_tokens) in wanted.items():
-            rig.submit(prompt_id, ids, max_tokens)
-            if source.random() < 0.5:
-                rig.tick()
-            if source.random() < 0.4:
-                gone = source.choice(list(alive))
-                if gone not in rig.finished:
-                    del alive[gone]
-                    rig.abort(gone)
-        rig.run()
-        check_outputs(rig, alive)
-
-
-def test_a_prompt_that_is_aborted_as_it_ends_is_not_spoken_of_again():
-    rig = Rig(FULL)
-    rig.submit("gone", [1, 2, 3], 1)
-    rig.submit("stays", [4, 5, 6], 9)
-    while rig.scheduler.counters.finished.get("length", 0) == 0:
-        rig.now_ns += STEP_NS
-        rig.scheduler.on_report("d1", rig.runners["d1"].tick(), rig.now_ns)
-    rig.scheduler.abort("gone", rig.now_ns)
-    deltas = [delta for each in rig.scheduler.take_deltas().values() for delta in each]
-    assert [delta.prompt_id for delta in deltas] == ["stays"]
-    assert list(rig.scheduler.prompts) == ["stays"]
-    rig.scheduler.check_integrity()
-
-
 @pytest.mark.parametrize("layout", [FULL, WINDOWED])
 @pytest.mark.parametrize("trusted", [True, False])
 def test_lost_runners_lose_no_prompt(trusted, layout):
     for seed in range(10):
         source = random.Random(seed)
         rig = Rig(layout, local=(45, 45), seed=seed, depth=2)
-        wanted = prompts(20, seed)
+        wanted = random_prompts(20, seed)
         for prompt_id, (ids, max_tokens) in wanted.items():
             rig.submit(prompt_id, ids, max_tokens)
             rig.tick()
