@@ -85,13 +85,10 @@ class ShrinkingStore(PrefixStore):
                 self.drop(context)
 
     def coming_from(self, pool_id: int) -> set[Context]:
-        """Contexts that are being moved out of this pool to another device, those that continue them, and
-        such as are on the move and continue others that are in this pool."""
-        leaving = set(self._departures.coming_from(pool_id))
-        coming = set(leaving)
+        """Contexts that are being moved out of this pool to another device, and such as are on the move and
+        continue others that are in this pool."""
+        coming = set(self._departures.coming_from(pool_id))
         for context in self.contexts:
-            ancestors = context.ancestors()
-            is_moving = context.moves_in_flight > 0
-            if not leaving.isdisjoint(ancestors) or (is_moving and any(a.home == pool_id for a in ancestors)):
+            if context.moves_in_flight and any(each.home == pool_id for each in context.ancestors()):
                 coming.add(context)
         return coming
