@@ -82,7 +82,8 @@ class Planner:
         devices = self.devices.take_touched()
         for device in devices:
             self._renew(device, now_ns)
-            self._try_suspect(device, now_ns)
+            if device.suspects:
+                self._try_suspect(device, now_ns)
             self._vacate(device, now_ns)
             self._mirror_idle(device)
         while self._fill(now_ns) and not self.turns.num_running:
@@ -139,13 +140,14 @@ class Planner:
         held_back: list[Prompt] = []
         num_unplaced = 0  # of those that would fit anywhere
         waiting, prefixes = self.waiting, self.prefixes
+        may_hold_back = bool(self.suspects or self._preemption.dropped.awaited)
         while not self._is_settled(now_ns) and (prompt := waiting.next(now_ns)) is not None:
             if prompt.context.node is None and prefixes.is_worth_waiting(prompt):
                 deferred.append(prompt)
                 if len(deferred) == MAX_DEFERRED:
                     break
                 continue
-            if self._is_held_back(prompt, now_ns):
+            if may_hold_back and self._is_held_back(prompt, now_ns):
                 held_back.append(prompt)
                 continue
             if self._run(prompt, now_ns):
@@ -175,8 +177,6 @@ class Planner:
     def _try_suspect(self, device: Device, now_ns: int) -> None:
         """Give the first of a device's suspects that has room a turn there, alone. Where none has, nobody is
         tried."""
-        if not device.suspects:
-            return
         self.devices.touch(device)
         if device.running:
             return

@@ -1,5 +1,7 @@
 """Who has to make way for whom: turns that are ended, and room that is kept for those who wait."""
 
+from collections.abc import Iterator
+
 from engine.device import Device
 from engine.devices import Devices
 from engine.dropped import Dropped
@@ -23,7 +25,7 @@ class Preemption:
         self._waiting = waiting
         self._turns = turns
         self._devices = devices
-        self._victims: dict[Device, list[Prompt]] = {}  # who may be ended in the plan being made
+        self._victims: dict[Device, list[Prompt]] = {}  # who might be ended in the plan being made
         self._refused: set[tuple[Device, str]] = set()  # tenants of which one deserved nobody's place in it
         self._unsettled: set[Device] = set()  # found so in it
 
@@ -65,8 +67,7 @@ class Preemption:
         if device is None:
             return  # until one comes that can hold it
         is_full = device.num_slots_free == 0
-        victims = self._victims_on(device, now_ns) if is_full else []
-        if is_full and not victims:
+        if is_full and next(self._victims_on(device, now_ns), None) is None:
             return  # nobody starts there in this plan, whatever is claimed
         is_due, tenant = self._waiting.is_due(prompt, now_ns), prompt.task.tenant
         if not is_due and (device, tenant) in self._refused:
@@ -76,11 +77,9 @@ class Preemption:
         short = needed + self.claims.get(device, 0) + self._devices.reserve_pages(device)
         short -= self._store.num_available(device.pool_id, besides=prompt.context)
         short -= self._pages_coming(device)
-        if short > 0 and not is_full:
-            victims = self._victims_on(device, now_ns)
         needs_slot = is_full and not device.ending
         has_claim = is_due
-        for victim in victims if short > 0 or needs_slot else ():
+        for victim in self._victims_on(device, now_ns) if short > 0 or needs_slot else ():
             if not is_due and not self._policy.preempts(prompt.task, victim.task, now_ns):
                 continue
             self._turns.end(victim)
@@ -140,15 +139,20 @@ class Preemption:
             return False
         return turn.is_expiring or now_ns - turn.first_ns >= floor_ns
 
-    def _victims_on(self, device: Device, now_ns: int) -> list[Prompt]:
+    def _victims_on(self, device: Device, now_ns: int) -> Iterator[Prompt]:
         """Prompts whose slice is nearly over, then those that had their minimum granularity in this turn;
         of either those first that were served most."""
         floor_ns = self._turns.floor_ns(device)
-        able = [
-            p for p in self._victims.get(device, device.running) if self.may_be_ended(p, floor_ns, now_ns)
-        ]
-        self._victims[device] = able  # nobody else will be in the course of the plan
-        return sorted(able, key=_most_served)
+        able = self._victims.get(device)
+        if able is None:  # nobody else will be in the course of the plan, nor is anybody charged
+            able = [prompt for prompt in device.running if self.may_be_ended(prompt, floor_ns, now_ns)]
+            able.sort(key=_most_served)
+            self._victims[device] = able
+        for is_expiring in (True, False):
+            for prompt in able:
+                assert prompt.turn is not None
+                if prompt.turn.is_expiring is is_expiring and self.may_be_ended(prompt, floor_ns, now_ns):
+                    yield prompt
 
     def _pages_coming(self, device: Device) -> int:
         """Pages of turns that are about to end, and of idle contexts that are being mirrored."""
@@ -158,6 +162,5 @@ class Preemption:
         return coming
 
 
-def _most_served(prompt: Prompt) -> tuple[bool, int, int]:
-    assert prompt.turn is not None
-    return not prompt.turn.is_expiring, -prompt.task.vruntime_ns, -prompt.task.serial
+def _most_served(prompt: Prompt) -> tuple[int, int]:
+    return -prompt.task.vruntime_ns, -prompt.task.serial

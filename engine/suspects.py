@@ -32,6 +32,9 @@ class Suspects:
     def __init__(self) -> None:
         self._records: dict[Prompt, _Record] = {}
 
+    def __len__(self) -> int:
+        return len(self._records)
+
     def runner_ended(self, device: Device, running: Iterable[Prompt]) -> Prompt | None:
         """These prompts ran there. Returns the culprit, if one is found; it is suspected no more."""
         self.clear()
