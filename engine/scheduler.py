@@ -176,6 +176,7 @@ class Scheduler:
         device = self.devices[name]
         self.planner.devices.go(device)
         self._stop_departures(device.pool_id, now_ns)
+        self.store.lose_idle(device.pool_id)
 
     def _distrust(self, pool_id: int, now_ns: int) -> None:
         """Nothing that was in this pool counts any more, nor what is on its way from there."""

@@ -84,6 +84,13 @@ class ShrinkingStore(PrefixStore):
             elif context.home == pool_id and not context.is_closing:
                 self.drop(context)
 
+    def lose_idle(self, pool_id: int) -> None:
+        """The bytes of a local pool are gone, where something may still run: nothing is fetched from there
+        any more. Contexts that run or move have to wait for `lose_local`."""
+        for context in [c for c in self.contexts if c.home == pool_id]:
+            if not (context.is_running or context.moves_in_flight or context.is_closing):
+                self.drop(context)
+
     def coming_from(self, pool_id: int) -> set[Context]:
         """Contexts that are being moved out of this pool to another device, and such as are on the move and
         continue others that are in this pool."""

@@ -98,9 +98,21 @@ class Rig:
         `was_killed`, it ended by itself."""
         del self.runners[name]
         if not trusted:
-            pool = self.pools[self.ledgers[name].pool_id]
-            pool[:] = [[-9] * self.layout.page_tokens for _ in pool]
+            self._spoil(name)
         self.scheduler.runner_lost(name, self.now_ns, pool_trusted=trusted, was_killed=was_killed)
+
+    def fault_runner(self, name: str, num_ticks: int) -> None:
+        """It says that it failed, its pool is spoiled, and it takes so many ticks to end."""
+        del self.runners[name]
+        self.scheduler.device_faulted(name, self.now_ns)
+        self._spoil(name)
+        for _ in range(num_ticks):
+            self.tick()
+        self.scheduler.runner_lost(name, self.now_ns, pool_trusted=False)
+
+    def _spoil(self, name: str) -> None:
+        pool = self.pools[self.ledgers[name].pool_id]
+        pool[:] = [[-9] * self.layout.page_tokens for _ in pool]
 
     def submit(self, prompt_id: str, ids: Sequence[int], max_tokens: int, **request) -> None:
         output_ids = request.pop("output_ids", [])

@@ -164,6 +164,24 @@ def test_lost_runners_lose_no_prompt(trusted, layout):
             assert rig.store.counters.dropped_contexts == 0
 
 
+def test_nothing_is_read_from_the_pool_of_a_runner_that_failed_and_takes_long_to_end():
+    for seed in range(10):
+        source = random.Random(seed)
+        rig = Rig(FULL, local=(90, 90), seed=seed, depth=2)
+        wanted = random_prompts(20, seed)
+        for prompt_id, (ids, max_tokens) in wanted.items():
+            rig.submit(prompt_id, ids, max_tokens)
+            rig.tick()
+        for name in ("d1", "d2"):
+            rig.fault_runner(name, source.randint(1, 20))
+            rig.scheduler.check_integrity()
+            rig.start_runner(name)
+            for _ in range(source.randint(0, 10)):
+                rig.tick()
+        rig.run()
+        check_outputs(rig, wanted)
+
+
 def test_a_resubmitted_prompt_continues_after_what_its_api_has():
     ids, whole = [4, 5, 6], generate(FULL, [4, 5, 6], 30)
     rig = Rig(FULL)
