@@ -56,19 +56,31 @@ class Segment:
     pool: "PagePool"
     number: int
     num_pages: int = 0  # that the pool may use: free or somebody's
-    free: Pages = field(default_factory=no_pages)  # a stack
+    num_free: int = 0
+    stack: Pages = field(default_factory=no_pages)  # those that are free, and then what is left of others
     extents: dict[Extent, None] = field(default_factory=dict)  # all that is not free
     is_recalled: bool = False  # gives out no page any more
 
     @property
     def num_used(self) -> int:
-        return self.num_pages - len(self.free)
+        return self.num_pages - self.num_free
+
+    @property
+    def free(self) -> Pages:
+        return self.stack[: self.num_free]
 
     def take(self, count: int) -> Pages:
-        """Up to `count` pages off the stack."""
-        pages = self.free[-count:]
-        del self.free[-count:]
-        return pages
+        """Up to `count` pages off the stack, whose array stays as long as it is: to cut off its end would
+        copy it."""
+        end = self.num_free
+        self.num_free = end - count if count < end else 0
+        return self.stack[self.num_free : end]
+
+    def give_back(self, pages: Pages) -> None:
+        """These pages, which are not to be changed, are free."""
+        end = self.num_free + len(pages)
+        self.stack[self.num_free : end] = pages
+        self.num_free = end
 
 
 class PagePool:
@@ -136,7 +148,7 @@ class PagePool:
         if extents and count:
             last = extents[-1]
             segment = last.segment
-            if segment.pool is self and segment.free and not segment.is_recalled:
+            if segment.pool is self and segment.num_free and not segment.is_recalled:
                 added = segment.take(count)
                 last.pages += added
                 count -= len(added)
@@ -181,7 +193,7 @@ class PagePool:
         """The lowest segment that has a page to give."""
         while True:
             segment = self.segments.get(self._roomy[0])
-            if segment is not None and segment.free and not segment.is_recalled:
+            if segment is not None and segment.num_free and not segment.is_recalled:
                 return segment
             self._in_heap.remove(heappop(self._roomy))
 
@@ -220,9 +232,9 @@ class PagePool:
         self.num_used -= len(pages)
         if not segment.is_recalled:
             self.num_free += len(pages)
-            if not segment.free:
+            if not segment.num_free:
                 self._list(segment)
-        segment.free += pages
+        segment.give_back(pages)
 
     # ------------------------------------------------------------------ segments that come and go
 
@@ -235,9 +247,9 @@ class PagePool:
             segment = self.segments[number] = Segment(self, number)
         assert not segment.is_recalled
         if isinstance(pages, range):
-            segment.free += self._numbers[pages.start : pages.stop]
+            segment.give_back(self._numbers[pages.start : pages.stop])
         else:
-            segment.free.extend(pages)
+            segment.give_back(array("i", pages))
         segment.num_pages += len(pages)
         self.num_usable += len(pages)
         self.num_free += len(pages)
@@ -250,7 +262,7 @@ class PagePool:
         if not segment.is_recalled:
             segment.is_recalled = True
             self.changed.add(self.pool_id)
-            self.num_free -= len(segment.free)
+            self.num_free -= segment.num_free
 
     def remove(self, number: int) -> None:
         """The segment, which is empty, is not this pool's any more."""
@@ -274,14 +286,14 @@ class PagePool:
             assert all(
                 self._begin(number) <= page < self._begin(number + 1) for page in (*own, *segment.free)
             )
-            assert number in self._in_heap or not segment.free or segment.is_recalled
+            assert number in self._in_heap or not segment.num_free or segment.is_recalled
             pages += own
         assert len(set(pages)) == len(pages) == self.num_usable, f"pool {self.pool_id}: a page is shared"
         assert all(self.first <= page < self.num_pages for page in pages)
         assert sorted(self._roomy) == sorted(self._in_heap)
         segments = self.segments.values()
         assert self.num_used == sum(segment.num_used for segment in segments)
-        assert self.num_free == sum(len(s.free) for s in segments if not s.is_recalled)
+        assert self.num_free == sum(s.num_free for s in segments if not s.is_recalled)
 
     def _begin(self, number: int) -> int:
         """The first page that begins in segment `number`, or the end of the pool."""

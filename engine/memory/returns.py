@@ -8,8 +8,8 @@ class PagesReturned:
     use."""
 
     def __init__(self, borrowed: PagePool, owned: PagePool, segment: int) -> None:
-        self._free = borrowed.segments[segment].free  # only grows: nothing is given out any more
-        self._seen = 0
+        self._segment = borrowed.segments[segment]
+        self._seen = 0  # of its free pages, which only become more: nothing is given out any more
         self._borrowed_bytes, self._owned_bytes = borrowed.page_bytes, owned.page_bytes
         self._blockers = dict.fromkeys(owned.whole_pages(segment), 0)
         for page in borrowed.whole_pages(segment):
@@ -20,12 +20,12 @@ class PagesReturned:
     def take(self) -> list[int]:
         """The owner's pages that have become free since the last call."""
         ready, self._ready = self._ready, []
-        for page in self._free[self._seen :]:
+        for page in self._segment.free[self._seen :]:
             for own in self._overlapping(page):
                 self._blockers[own] -= 1
                 if not self._blockers[own]:
                     ready.append(own)
-        self._seen = len(self._free)
+        self._seen = self._segment.num_free
         return ready
 
     def _overlapping(self, page: int) -> range:
