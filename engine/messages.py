@@ -445,6 +445,7 @@ class Load(Message, frozen=True, kw_only=True):
     max_model_len: int | None
     max_batch: int
     max_step_tokens: int
+    part_tokens: int | None = None  # least part of prompts whose slice is `in_parts`; None: as others
     threads: int | None = None
     seed: int = 0
     deterministic: bool = False
@@ -505,7 +506,7 @@ class Slice(Part, frozen=True, kw_only=True):
     history: list[int] = []  # all ids before `start`; only if penalties or a grammar need them
     after: int | None = None
     wait_moves: list[int] = []
-    chunk_tokens: int | None = None  # most tokens of `ids` computed in one step; None: the runner's budget
+    in_parts: bool = False  # others wait for a place: `ids` are computed in parts beside rows that decode
 
 
 class Extension(Part, frozen=True, kw_only=True):
@@ -610,12 +611,18 @@ class SegmentsMade(Message, frozen=True, kw_only=True):
 
 class CostModel(Part, frozen=True, kw_only=True):
     """What a step costs, fitted on the machine: fixed + per decoded row + per prefilled token + per token of
-    context read, all in nanoseconds."""
+    context read, all in nanoseconds; less what prefill hides of the fixed part.
+
+    Reading the weights and computing prefill overlap: of `overlap_ns` at most, o p / (o + p) is saved where
+    prefill takes p, as of two resources of which one waits for the other (docs/benchmarks.md, "Prompts in
+    parts", has the fit).
+    """
 
     step_ns: float = 0.0
     decode_ns: float = 1.0
     prefill_ns: float = 1.0
     context_ns: float = 0.0
+    overlap_ns: float = 0.0
 
 
 class Refused(Message, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ from engine.messages import Load
 
 MAX_BATCH = {"cpu": 32, "cuda": 256}  # prompts in a step, unless configured
 STEP_TOKENS = {"cpu": 256, "cuda": 2048}  # a step computes at most so many, unless configured
+PART_TOKENS = {"cpu": None, "cuda": 128}  # least part of a prompt beside decoding rows, while others wait
 
 
 def load_message(config: Config, model: ModelConfig, device: DeviceConfig) -> Load:
@@ -21,6 +22,7 @@ def load_message(config: Config, model: ModelConfig, device: DeviceConfig) -> Lo
         max_model_len=model.max_model_len,
         max_batch=max_batch(config, device),
         max_step_tokens=config.scheduler.max_step_tokens or STEP_TOKENS[kind],
+        part_tokens=PART_TOKENS[kind],
         threads=device.threads or _cores_per_cpu_device(config),
         seed=model.seed,
         deterministic=model.deterministic,

@@ -19,7 +19,7 @@ def cost_scratch(layout: PageLayout, max_batch: int, max_model_len: int) -> Scra
 
 
 def fit_cost(executor: Executor, scratch: Scratch) -> CostModel:
-    """Time steps of `executor` on the pages of `scratch` and fit the four figures of the model.
+    """Time steps of `executor` on the pages of `scratch` and fit the figures of the model.
 
     Each figure is the difference between a step that has more of something and one that has less, so that
     what the steps have in common cancels. Its contexts may hold anything but NaN.

@@ -9,9 +9,11 @@ from engine.messages import CostModel, Sampling
 from engine.model_runner.batch import Executor, Row, StepRow
 from engine.model_runner.device_clock import between_ns, cuda_mark
 from engine.model_runner.kernels.step_buffers import StepLimits
+from engine.model_runner.prefill_cost import fit_prefill
 
 _REPEATS = 5
-_MAX_PREFILL_TOKENS = 1024
+_MANY_TOKENS, _FEW_TOKENS = 1024, 256  # a chunk alone, and one beside rows that decode
+_MIXED_ROWS = 32
 _COPY_BYTES = 2**28
 _READ_SHARE = 0.92  # of the copy rate that paged attention reaches
 
@@ -30,16 +32,24 @@ def measure_cost(executor: Executor, layout: PageLayout, limits: StepLimits, poo
     def decode(num_rows: int) -> float:
         return step_ns([StepRow(row, 0, 1, [0], sample=True) for row in rows[:num_rows]])
 
-    num_prefill = min(_MAX_PREFILL_TOKENS, limits.max_step_tokens, limits.max_pages * layout.page_tokens // 2)
+    def prefill(num_tokens: int, num_decoding: int) -> float:
+        decoding = [StepRow(row, 0, 1, [0], sample=True) for row in rows[1 : 1 + num_decoding]]
+        return step_ns([*decoding, StepRow(rows[0], 0, num_tokens, [0] * num_tokens, sample=True)])
+
+    most = min(limits.max_step_tokens, limits.max_pages * layout.page_tokens // 2)
+    num_mixed = min(_MIXED_ROWS, len(rows) - 1)
+    num_many, num_few = min(_MANY_TOKENS, most), max(1, min(_FEW_TOKENS, most - num_mixed))
     one_ns = decode(1)
-    all_ns = decode(len(rows))
-    prefill_ns = step_ns([StepRow(rows[0], 0, num_prefill, [0] * num_prefill, sample=True)])
-    decode_ns = max(1.0, (all_ns - one_ns) / max(1, len(rows) - 1))
+    decode_ns = max(1.0, (decode(len(rows)) - one_ns) / max(1, len(rows) - 1))
+    many_ns = prefill(num_many, 0) - one_ns
+    few_ns = prefill(num_few, num_mixed) - decode(num_mixed) if num_mixed else 0.0
+    prefill_ns, overlap_ns = fit_prefill((num_many - 1, many_ns), (num_few, few_ns))
     return CostModel(
         step_ns=max(0.0, one_ns - decode_ns),
         decode_ns=decode_ns,
-        prefill_ns=max(1.0, (prefill_ns - one_ns) / max(1, num_prefill - 1)),
+        prefill_ns=prefill_ns,
         context_ns=_token_bytes(layout) / (_READ_SHARE * _bytes_per_ns(pool.device)),
+        overlap_ns=overlap_ns,
     )
 
 

@@ -196,6 +196,7 @@ def make_slice_table(model: ServedModel, load: Load) -> SliceTable:
     return SliceTable(
         max_batch=load.max_batch,
         max_step_tokens=load.max_step_tokens,
+        part_tokens=load.part_tokens,
         page_tokens=load.page_tokens,
         problem_with=check,
     )

@@ -69,7 +69,7 @@ class Run:
             return None
         remaining = self.prompt_end - self.fed
         if remaining > 0:
-            count = min(remaining, max_count, self.first.chunk_tokens or remaining)
+            count = min(remaining, max_count)
             offset = self.fed - self.first.start
             ids = self.first.ids[offset : offset + count]
             sample = count == remaining and self.prompt_end < self.limit

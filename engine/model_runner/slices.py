@@ -11,13 +11,15 @@ from collections.abc import Callable
 from engine.messages import EndReason, Extension, Plan, Slice, SliceEnd, Step, TokenLogprobs
 from engine.model_runner.batch import Row, StepResult, StepRow
 from engine.model_runner.run import Grant, Run, needs_history
+from engine.prefill_parts import part_tokens
 
 
 class SliceTable:
     """All runs of a runner: takes plans in, gives steps to launch, takes results, gives reports.
 
     At most `max_batch` runs hold a slot. A step has every row that can decode, and as many ids of prompts as
-    fit beside them in `max_step_tokens` (one at least, so that prefill never starves).
+    fit beside them in `max_step_tokens` (one at least, so that prefill never starves), or the part of them
+    that `prefill_parts` says if all have been started in parts.
     """
 
     def __init__(
@@ -25,12 +27,14 @@ class SliceTable:
         *,
         max_batch: int,
         max_step_tokens: int,
+        part_tokens: int | None = None,
         page_tokens: int,
         problem_with: Callable[[Slice], str | None],
     ) -> None:
         """`problem_with` says why a slice cannot be run, if so; a slice without ids has to have a problem."""
         self.max_batch = max_batch
         self.max_step_tokens = max_step_tokens
+        self.part_tokens = part_tokens
         self.page_tokens = page_tokens
         self._problem_with = problem_with
         self._by_slice: dict[int, Run] = {}  # every slice id of every live run
@@ -135,10 +139,11 @@ class SliceTable:
         prefilling: list[Run] = []
         for run in self._running:
             if run.prompt_end - run.fed > 1:
-                prefilling.append(run)
+                if run.reason is None:
+                    prefilling.append(run)
             elif (row := run.next_row(1)) is not None:
                 flight.append((run, row))
-        budget = max(self.max_step_tokens - len(flight), 1)
+        budget = self._prefill_budget(len(flight), prefilling)
         for run in prefilling:
             if (row := run.next_row(budget)) is not None:
                 flight.append((run, row))
@@ -149,6 +154,13 @@ class SliceTable:
         if flight:
             self._flights.append(flight)
         return [row for _, row in flight]
+
+    def _prefill_budget(self, num_decoding: int, prefilling: list[Run]) -> int:
+        """Ids of prompts in a step beside so many rows."""
+        most, least = max(self.max_step_tokens - num_decoding, 1), self.part_tokens
+        if not num_decoding or least is None or not all(run.first.in_parts for run in prefilling):
+            return most
+        return min(most, part_tokens(sum(run.prompt_end - run.fed for run in prefilling), least))
 
     def take(self, result: StepResult) -> Step | None:
         """Take the result of the oldest step in flight; None if nobody wants any of it."""

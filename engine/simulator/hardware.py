@@ -48,7 +48,13 @@ class Gpu:
 
 GPUS = {
     "h200": Gpu(
-        CostModel(step_ns=4.6e6, decode_ns=8e3, prefill_ns=1e9 / 43_000, context_ns=131_072 / 3_900),
+        CostModel(
+            step_ns=4.6e6,
+            decode_ns=8e3,
+            prefill_ns=1e9 / 43_000,
+            context_ns=131_072 / 3_900,
+            overlap_ns=2.8e6,
+        ),
         4.18e12,
         1.3,
     ),
@@ -92,6 +98,7 @@ class Cluster:
     host_link: LinkSpeed = HOST_LINK
     max_batch: int = 256
     max_step_tokens: int = 2048
+    part_tokens: int | None = 128
     depth: int = 2
     lead_ns: int = 1_500_000
     message_ns: int = 200_000

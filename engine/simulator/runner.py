@@ -34,7 +34,11 @@ class SimulatedRunner:
         self._cost = cluster.gpu.cost
         self._attention_ns = cluster.gpu.attention_ns
         self._hbm_ns_per_page = cluster.layout.page_bytes * 1e9 / cluster.gpu.hbm_bytes_per_s
-        self._runs = RunTable(max_batch=cluster.max_batch, max_step_tokens=cluster.max_step_tokens)
+        self._runs = RunTable(
+            max_batch=cluster.max_batch,
+            max_step_tokens=cluster.max_step_tokens,
+            part_tokens=cluster.part_tokens,
+        )
         page_bytes = cluster.layout.page_bytes
         self._links = {
             (tier, inwards): Link(events, speed, page_bytes, self._on_move_end)
@@ -105,7 +109,8 @@ class SimulatedRunner:
         cost = self._cost
         step_ns = cost.step_ns + cost.decode_ns * len(flight.decoding) + cost.context_ns * flight.num_context
         if flight.others:
-            step_ns += cost.prefill_ns * flight.num_prefilled()
+            prefill_ns = cost.prefill_ns * flight.num_prefilled()
+            step_ns += prefill_ns - prefill_ns * cost.overlap_ns / ((prefill_ns + cost.overlap_ns) or 1.0)
             step_ns += self._attention_ns * flight.num_attended()
         return step_ns
 

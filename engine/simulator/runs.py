@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from engine.messages import EndReason, Extension, Plan, Slice, SliceEnd, Step
+from engine.prefill_parts import part_tokens
 
 _TOKEN = 7  # what every prompt says
 
@@ -23,7 +24,7 @@ class Run:
     limit: int
     last_position: int
     prompt_end: int
-    chunk_tokens: int
+    in_parts: bool
     after: int | None
     wait_moves: list[int]
     fed: int
@@ -56,8 +57,9 @@ class RunTable:
     """See `SliceTable`, whose methods these are; `take` also returns the seeds of the prompts that got a
     token."""
 
-    def __init__(self, *, max_batch: int, max_step_tokens: int) -> None:
+    def __init__(self, *, max_batch: int, max_step_tokens: int, part_tokens: int | None = None) -> None:
         self._max_step_tokens = max_step_tokens
+        self._part_tokens = part_tokens
         self._num_slots_free = max_batch
         self._by_slice: dict[int, Run] = {}
         self._waiting: list[Run] = []
@@ -111,7 +113,7 @@ class RunTable:
             limit=min(end, last_position),
             last_position=last_position,
             prompt_end=prompt_end,
-            chunk_tokens=one_slice.chunk_tokens or self._max_step_tokens,
+            in_parts=one_slice.in_parts,
             after=one_slice.after,
             wait_moves=one_slice.wait_moves,
             fed=one_slice.start,
@@ -161,10 +163,10 @@ class RunTable:
                     prefilling.append(run)
                 else:
                     others.append((run, 1, run.prompt_end < run.limit))
-        budget = max(self._max_step_tokens - len(decoding) - len(others), 1)
+        budget = self._prefill_budget(len(decoding) + len(others), prefilling) if prefilling else 0
         for run in prefilling:
             remaining = run.prompt_end - run.fed
-            count = min(remaining, budget, run.chunk_tokens)
+            count = min(remaining, budget)
             if count >= 1:
                 others.append((run, count, count == remaining and run.prompt_end < run.limit))
                 budget -= count
@@ -173,6 +175,12 @@ class RunTable:
             run.in_flight += 1
             num_context += run.fed
         return Flight(decoding, others, num_context) if decoding or others else None
+
+    def _prefill_budget(self, num_decoding: int, prefilling: list[Run]) -> int:
+        most, least = max(self._max_step_tokens - num_decoding, 1), self._part_tokens
+        if not num_decoding or least is None or not all(run.in_parts for run in prefilling):
+            return most
+        return min(most, part_tokens(sum(run.prompt_end - run.fed for run in prefilling), least))
 
     def take(self, flight: Flight, step_ns: int, idle_ns: int) -> tuple[Step | None, list[int]]:
         """The result of the oldest step in flight; no step if nobody wants any of it."""

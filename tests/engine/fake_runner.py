@@ -63,6 +63,7 @@ class FakeRunner:
         *,
         max_batch: int = 4,
         max_step_tokens: int = 16,
+        part_tokens: int | None = None,
         depth: int = 1,
         seed: int = 0,
     ) -> None:
@@ -73,6 +74,7 @@ class FakeRunner:
         self.table = SliceTable(
             max_batch=max_batch,
             max_step_tokens=max_step_tokens,
+            part_tokens=part_tokens,
             page_tokens=layout.page_tokens,
             problem_with=lambda _slice: None,
         )

@@ -57,6 +57,7 @@ def load(source: str | None = MODEL, device: str = "cpu") -> Load:
         max_model_len=256,
         max_batch=4,
         max_step_tokens=32,
+        part_tokens=4,
         threads=1,
     )
 
@@ -252,7 +253,7 @@ def make_slice(
     max_tokens: int = 1000,
     after: int | None = None,
     wait_moves: Sequence[int] = (),
-    chunk_tokens: int | None = None,
+    in_parts: bool = False,
     stop: tuple[int, ...] = (),
 ) -> Slice:
     """A greedy slice."""
@@ -266,7 +267,7 @@ def make_slice(
         sampling=Sampling(max_tokens=max_tokens, temperature=0.0, stop_token_ids=stop),
         after=after,
         wait_moves=list(wait_moves),
-        chunk_tokens=chunk_tokens,
+        in_parts=in_parts,
     )
 
 

@@ -88,8 +88,8 @@ def test_chunks_extensions_and_neighbours_change_no_token() -> None:
     other = [(11 * i + 5) % 250 for i in range(40)]
     with runner_in_thread() as client:
         memory = client.start()
-        one = make_slice(1, PROMPT, tables(client, 1, 3), max_new=3, chunk_tokens=4)
-        two = make_slice(2, other, tables(client, 20, 6), max_new=8)
+        one = make_slice(1, PROMPT, tables(client, 1, 3), max_new=3)
+        two = make_slice(2, other, tables(client, 20, 6), max_new=8, in_parts=True)
         pages = [[40 + g] for g in range(len(tables(client, 0, 1)))]
         client.plan(one, two, extensions=[Extension(slice_id=3, extends=1, pages=pages, max_new=5)])
         assert client.until_end(3).reason is EndReason.USED

@@ -25,9 +25,13 @@ def no_problem(one_slice: Slice) -> str | None:
     return None if one_slice.ids else "no ids"
 
 
-def make_table(max_batch: int = 2, max_step_tokens: int = 8) -> SliceTable:
+def make_table(max_batch: int = 2, max_step_tokens: int = 8, part_tokens: int | None = None) -> SliceTable:
     return SliceTable(
-        max_batch=max_batch, max_step_tokens=max_step_tokens, page_tokens=PAGE_TOKENS, problem_with=no_problem
+        max_batch=max_batch,
+        max_step_tokens=max_step_tokens,
+        part_tokens=part_tokens,
+        page_tokens=PAGE_TOKENS,
+        problem_with=no_problem,
     )
 
 
@@ -42,7 +46,7 @@ def make_slice(
     num_pages: int | None = None,
     after: int | None = None,
     wait_moves: Sequence[int] = (),
-    chunk_tokens: int | None = None,
+    in_parts: bool = False,
 ) -> Slice:
     end = start + num_ids + max_new
     return Slice(
@@ -55,7 +59,7 @@ def make_slice(
         sampling=sampling or Sampling(max_tokens=1000),
         after=after,
         wait_moves=list(wait_moves),
-        chunk_tokens=chunk_tokens,
+        in_parts=in_parts,
     )
 
 
@@ -181,13 +185,35 @@ def test_decoding_goes_first_and_prompts_share_what_is_left() -> None:
     fake = Fake(make_table(max_batch=3, max_step_tokens=8))
     fake.table.apply(Plan(slices=[make_slice(1)]))
     fake.turn()
-    fake.table.apply(Plan(slices=[make_slice(2, 9, chunk_tokens=4), make_slice(3, 9)]))
+    fake.table.apply(Plan(slices=[make_slice(2, 4), make_slice(3, 9)]))
     rows = fake.launch()
     assert [(row.start, row.count, row.sample) for row in rows] == [
         (3, 1, True),
-        (0, 4, False),
+        (0, 4, True),
         (0, 3, False),
     ]
+
+
+def test_beside_rows_that_decode_prompts_are_computed_in_parts_if_others_wait() -> None:
+    fake = Fake(make_table(max_batch=3, max_step_tokens=64, part_tokens=4))
+    fake.table.apply(Plan(slices=[make_slice(1, max_new=20)]))
+    fake.turn()
+    fake.table.apply(Plan(slices=[make_slice(2, 25, in_parts=True), make_slice(3, 9, in_parts=True)]))
+    counts = []
+    while not counts or max(counts[-1]) > 1:
+        counts.append([row.count for row in fake.launch()])
+        fake.take()
+    # of 34, 24, 18, ... tokens a quarter, rounded up to a multiple of 2, and 4 at least
+    assert counts == [[1, 10], [1, 6], [1, 6], [1, 3, 1], [1, 1, 4], [1, 1, 4], [1, 1, 1]]
+
+
+def test_prompts_are_computed_at_once_if_nothing_decodes_or_one_of_them_is_not_for_parts() -> None:
+    fake = Fake(make_table(max_batch=3, max_step_tokens=64, part_tokens=4))
+    fake.table.apply(Plan(slices=[make_slice(1, 25, in_parts=True)]))
+    assert [row.count for row in fake.launch()] == [25]
+    fake.take()
+    fake.table.apply(Plan(slices=[make_slice(2, 25, in_parts=True), make_slice(3, 9)]))
+    assert [row.count for row in fake.launch()] == [1, 25, 9]
 
 
 def test_no_more_run_than_there_are_slots() -> None:
@@ -370,7 +396,8 @@ class RandomEngine:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.fake = Fake(make_table(max_batch=5, max_step_tokens=12), depth=self.random.choice([1, 2]))
+        table = make_table(max_batch=5, max_step_tokens=12, part_tokens=self.random.choice([None, 2, 4]))
+        self.fake = Fake(table, depth=self.random.choice([1, 2]))
         self.prompts: list[Prompt] = []
         self.by_slice: dict[int, Prompt] = {}
         self.granted: dict[int, int] = {}
@@ -406,7 +433,7 @@ class RandomEngine:
             sampling=prompt.sampling,
             after=after,
             wait_moves=wait_moves,
-            chunk_tokens=self.random.choice([None, 2, 5]),
+            in_parts=self.random.random() < 0.5,
         )
         prompt.live = [slice_id]
         self.by_slice[slice_id] = prompt

@@ -10,7 +10,7 @@ from engine.model_runner.batch import StepResult
 from engine.model_runner.slices import SliceTable
 from engine.simulator.runs import Flight, RunTable
 
-MAX_BATCH, MAX_STEP_TOKENS, PAGE_TOKENS = 3, 12, 4
+MAX_BATCH, MAX_STEP_TOKENS, PART_TOKENS, PAGE_TOKENS = 3, 12, 4, 4
 
 
 class Both:
@@ -21,10 +21,11 @@ class Both:
         self.real = SliceTable(
             max_batch=MAX_BATCH,
             max_step_tokens=MAX_STEP_TOKENS,
+            part_tokens=PART_TOKENS,
             page_tokens=PAGE_TOKENS,
             problem_with=lambda _: None,
         )
-        self.lean = RunTable(max_batch=MAX_BATCH, max_step_tokens=MAX_STEP_TOKENS)
+        self.lean = RunTable(max_batch=MAX_BATCH, max_step_tokens=MAX_STEP_TOKENS, part_tokens=PART_TOKENS)
         self.flights: list[tuple[list, Flight]] = []
         self.ends: list = []
 
@@ -81,7 +82,7 @@ def new_slice(source: random.Random, slice_id: int, move_ids: list[int]) -> Slic
         sampling=Sampling(max_tokens=source.randint(max(1, max_new), 20), seed=slice_id),
         wait_moves=move_ids,
         after=source.choice([None, None, max(1, slice_id - 1)]),
-        chunk_tokens=source.choice([None, 5]),
+        in_parts=source.random() < 0.8,
     )
 
 
