@@ -80,7 +80,7 @@ class Turns:
         """Whether the prompt's next slice is due to be planned."""
         turn = prompt.turn
         assert turn is not None
-        if turn.is_ending or turn.until >= prompt.sampling.max_tokens:
+        if turn.is_ending or turn.next_id is not None or turn.until >= prompt.sampling.max_tokens:
             return False
         return turn.until - len(prompt.output_ids) <= turn.device.lookahead_steps
 

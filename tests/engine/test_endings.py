@@ -76,3 +76,14 @@ def test_a_prompt_that_is_aborted_as_it_ends_is_not_spoken_of_again():
     assert [delta.prompt_id for delta in deltas] == ["stays"]
     assert list(rig.scheduler.prompts) == ["stays"]
     rig.scheduler.check_integrity()
+
+
+def test_a_slice_that_is_shorter_than_it_takes_to_plan_the_next_ends_no_turn():
+    rig = Rig(FULL, policy="fcfs", local=(200,))
+    rig.submit("p", range(10), 150)
+    for _ in range(100):
+        rig.tick()
+    device = rig.scheduler.devices["d1"]
+    assert device.lookahead_steps > 2 * FULL.page_tokens  # grants are two pages, as nobody waits
+    rig.run()
+    assert rig.scheduler.planner.num_preemptions == 0
