@@ -1,5 +1,6 @@
 """The executor on a GPU against transformers' `generate` on the CPU, both in fp32."""
 
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -51,7 +52,7 @@ class CudaScheduler(Scheduler):
         seed: int = 0,
         deterministic: bool = False,
     ) -> None:
-        super().__init__(model, chunk=chunk, seed=seed)
+        super().__init__(deepcopy(model), chunk=chunk, seed=seed)  # its executor changes the model's layers
         self.pool = self.pool.cuda()
         options = StepOptions(
             max_batch=12,
@@ -115,7 +116,9 @@ def test_however_it_is_compiled(
 
 def test_samples_what_the_cpu_samples() -> None:
     model = paged(tiny_model(tiny_config("llama")))
-    expected = [context.output for context in Scheduler(model, chunk=9, seed=1).run(PROMPTS, VARIED)]
+    expected = [
+        context.output for context in Scheduler(deepcopy(model), chunk=9, seed=1).run(PROMPTS, VARIED)
+    ]
     scheduler = CudaScheduler(model, chunk=9, compiled=False, capture=True, seed=2)
     assert [context.output for context in scheduler.run(PROMPTS, VARIED)] == expected
 
@@ -125,7 +128,7 @@ def test_two_steps_in_flight(sampling: Sampling) -> None:
     model = paged(tiny_model(tiny_config("llama")))
     prompts = PROMPTS[3:]
     samplings = [sampling] * len(prompts)
-    expected = [context.output for context in Scheduler(model, chunk=None).run(prompts, samplings)]
+    expected = [context.output for context in Scheduler(deepcopy(model), chunk=None).run(prompts, samplings)]
     scheduler = CudaScheduler(model, chunk=None, compiled=False, capture=True)
     executor = scheduler.executor
     each = scheduler.layout.num_pages(64)
