@@ -39,8 +39,10 @@ def make_scheduler(policy: str, batch: int, num_pages: int) -> Scheduler:
     settings = PlannerSettings(
         target_ns=400_000_000,
         slice_ns=200_000_000,
+        request_ns=40_000_000,
         min_slice_ns=25_000_000,
         gap_ns=500_000_000,
+        patience_ns=7_000_000_000,
         first_slices=100_000,
         max_model_len=8192,
         reserve=0.1,
@@ -49,7 +51,14 @@ def make_scheduler(policy: str, batch: int, num_pages: int) -> Scheduler:
     store = ContextStore(LAYOUT, shares_prefixes=True)
     store.add_tier(PagePool(9, 200_000, LAYOUT.page_bytes))
     scheduler = Scheduler(
-        make_policy(policy, slice_ns=settings.slice_ns, granularity_ns=settings.min_slice_ns), store, settings
+        make_policy(
+            policy,
+            slice_ns=settings.slice_ns,
+            request_ns=settings.request_ns,
+            granularity_ns=settings.min_slice_ns,
+        ),
+        store,
+        settings,
     )
     cost = CostModel(step_ns=STEP_NS, decode_ns=1e4, prefill_ns=1e4, context_ns=1.0)
     scheduler.runner_up("gpu", PagePool(1, num_pages, LAYOUT.page_bytes, first=1), batch, cost)

@@ -89,9 +89,11 @@ class SchedulerConfig(Table, frozen=True, kw_only=True):
 
     policy: Literal["cfs", "fcfs", "eevdf", "vtc"] = "cfs"
     target_ms: Milliseconds = 1000.0  # every waiting prompt should have had a slice within this time
-    slice_ms: Milliseconds = 300.0  # the longest slice under contention
+    slice_ms: Milliseconds = 150.0  # the longest slice under contention
+    request_ms: Milliseconds = 40.0  # of GPU time of its own, after which a prompt goes behind others
     min_slice_ms: Milliseconds = 25.0  # a slice is not preempted before this: the minimum granularity
     gap_ms: Milliseconds = 500.0  # a prompt that waits longer than this for its next token goes first
+    patience_ms: Milliseconds = 7000.0  # a prompt older than this goes before younger ones of its tenant
     floor_tokens_per_s: Annotated[float, Meta(gt=0, le=10_000)] = 20.0  # for each prompt, if capacity allows
     max_floor_tokens_per_s: Annotated[float, Meta(gt=0, le=10_000)] = 100.0  # that a request may wish
     max_batch: Annotated[int, Meta(ge=1, le=1024)] | None = None  # None: 32 on cpu, 256 on GPUs

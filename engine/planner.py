@@ -38,8 +38,10 @@ class PlannerSettings:
 
     target_ns: int
     slice_ns: int
+    request_ns: int
     min_slice_ns: int
     gap_ns: int
+    patience_ns: int
     first_slices: int
     max_model_len: int
     reserve: float
@@ -53,7 +55,12 @@ class Planner:
         self.policy = policy
         self.store = store
         self.devices = Devices(store, reserve=settings.reserve if policy.rotates else 0.0)
-        self.waiting = Waiting(policy, gap_ns=settings.gap_ns, first_slices=settings.first_slices)
+        self.waiting = Waiting(
+            policy,
+            gap_ns=settings.gap_ns,
+            patience_ns=settings.patience_ns,
+            first_slices=settings.first_slices,
+        )
         self.prefixes = PrefixSharing(store, self.devices)
         self.turns = Turns(
             policy,

@@ -80,7 +80,7 @@ class Preemption:
         needs_slot = is_full and not device.ending
         has_claim = is_due
         for victim in self._victims_on(device, now_ns) if short > 0 or needs_slot else ():
-            if not is_due and not self._policy.preempts(prompt.task, victim.task, now_ns):
+            if not is_due and not self._waiting.deserves_place(prompt, victim, now_ns):
                 continue
             self._turns.end(victim)
             has_claim, needs_slot = True, False

@@ -20,14 +20,21 @@ def make_scheduler(
     settings = PlannerSettings(
         target_ns=_ns(scheduler.target_ms),
         slice_ns=_ns(scheduler.slice_ms),
+        request_ns=_ns(scheduler.request_ms),
         min_slice_ns=_ns(scheduler.min_slice_ms),
         gap_ns=_ns(scheduler.gap_ms),
+        patience_ns=_ns(scheduler.patience_ms),
         floor_tokens_per_s=scheduler.floor_tokens_per_s,
         first_slices=scheduler.first_slices,
         max_model_len=max_model_len,
         reserve=config.memory.reserve,
     )
-    policy = make_policy(scheduler.policy, slice_ns=settings.slice_ns, granularity_ns=settings.min_slice_ns)
+    policy = make_policy(
+        scheduler.policy,
+        slice_ns=settings.slice_ns,
+        request_ns=settings.request_ns,
+        granularity_ns=settings.min_slice_ns,
+    )
     return Scheduler(policy, store, settings)
 
 

@@ -144,7 +144,7 @@ class Turns:
                 sampling=prompt.sampling,
                 history=prompt.ids_from(0)[:start] if start and prompt.needs_history() else [],
                 wait_moves=self._store.awaited(context),
-                in_parts=self._policy.num_queued() > 0,
+                in_parts=self._policy.num_queued_of(prompt.task.tenant) > 0,
             )
         )
         prompt.turn = Turn(device, slice_id, until, is_first=not sampled)

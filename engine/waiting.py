@@ -2,22 +2,24 @@
 
 from engine.fairness.first_slices import FirstSliceGate
 from engine.fairness.gap import GapQueue
+from engine.fairness.patience import ElderQueue
 from engine.fairness.policy import Policy, Task
 from engine.fairness.reading import waits_since_ns
 from engine.prompt import Prompt
 
 
 class Waiting:
-    """Rules on top of fair order: first slices are let in a few per tenant, and who has waited longer than
-    `gap_ns` for a token goes first of its tenant. Maps the policy's tasks back to their prompts, waiting or
-    not, and charges them."""
+    """Rules on top of fair order: first slices are let in a few per tenant; who has waited longer than
+    `gap_ns` for a token goes first of its tenant, then who has been here for longer than `patience_ns`. Maps
+    the policy's tasks back to their prompts, waiting or not, and charges them."""
 
-    def __init__(self, policy: Policy, *, gap_ns: int, first_slices: int) -> None:
+    def __init__(self, policy: Policy, *, gap_ns: int, patience_ns: int, first_slices: int) -> None:
         self.prompts: dict[Task, Prompt] = {}
         self.service_ns: dict[str, int] = {}  # by tenant
         self._policy = policy
         self._gap_ns = gap_ns
         self._gaps = GapQueue(gap_ns)
+        self._elders = ElderQueue(patience_ns)
         self._gate = FirstSliceGate(first_slices)
 
     def enqueue(self, prompt: Prompt, now_ns: int) -> None:
@@ -35,11 +37,14 @@ class Waiting:
         """A prompt that was taken by `next` waits on."""
         self._policy.put_back(prompt.task, now_ns)
         self._await_token(prompt)
+        if self.is_elder(prompt, now_ns):
+            self._elders.add(prompt.task)
 
     def forget(self, prompt: Prompt, now_ns: int) -> None:
         """The prompt is finished or aborted."""
         self.charge(prompt, now_ns)
         self._gaps.discard(prompt.task)
+        self._elders.discard(prompt.task)
         if not self._gate.holds(prompt.task):
             self._policy.leave(prompt.task, now_ns)
         self.pass_gate(prompt, now_ns)
@@ -60,7 +65,8 @@ class Waiting:
 
     def next(self, now_ns: int) -> Prompt | None:
         """The prompt that should run next, taken out of the queue: of the tenant that the policy chooses,
-        one that has waited too long for a token, or else the policy's choice."""
+        one that has waited too long for a token, or else one that has been here for too long, or else the
+        policy's choice."""
         policy = self._policy
         if not policy.rotates:
             task = policy.pick(now_ns)
@@ -71,6 +77,10 @@ class Waiting:
         task = self._gaps.take_overdue(tenant, now_ns)
         if task is not None:
             policy.take(task, now_ns)
+            self._elders.discard(task)
+        elif (task := self._elders.take(tenant)) is not None:
+            policy.take(task, now_ns)
+            self._gaps.discard(task)
         else:
             task = policy.pick(now_ns)
             assert task is not None
@@ -81,10 +91,26 @@ class Waiting:
         """Take this very prompt out of the queue, whoever should run next."""
         self._policy.take(prompt.task, now_ns)
         self._gaps.discard(prompt.task)
+        self._elders.discard(prompt.task)
 
     def is_due(self, prompt: Prompt, now_ns: int) -> bool:
         """Whether it has waited longer than the bound."""
         return self._gaps.is_overdue(self._waits_since(prompt), now_ns)
+
+    def is_elder(self, prompt: Prompt, now_ns: int) -> bool:
+        """Whether it goes before younger ones of its tenant; nobody does before its first token, which comes
+        first anyway."""
+        return prompt.has_first_token and self._policy.rotates and self._elders.is_elder(prompt.task, now_ns)
+
+    def deserves_place(self, prompt: Prompt, victim: Prompt, now_ns: int) -> bool:
+        """Whether a waiting prompt that is not due may have the place of one that runs: of its own tenant's
+        the elder, or else as the policy says."""
+        if prompt.task.tenant == victim.task.tenant:
+            if self.is_elder(victim, now_ns) and victim.arrival_ns <= prompt.arrival_ns:
+                return False
+            if self.is_elder(prompt, now_ns):
+                return True
+        return self._policy.preempts(prompt.task, victim.task, now_ns)
 
     def _join(self, prompt: Prompt, now_ns: int) -> None:
         self._policy.join(prompt.task, now_ns)
@@ -113,6 +139,7 @@ class Waiting:
     def check_integrity(self) -> None:
         """Raise AssertionError if queues and turns contradict each other."""
         self._policy.check_integrity()
+        self._elders.check_integrity()
         for task, prompt in self.prompts.items():
             waits = prompt.turn is None or prompt.turn.is_expiring
             assert waits == (task.is_queued or self._gate.holds(task))

@@ -4,7 +4,7 @@ After Linux's CFS as it was before 6.6 (kernel/sched/fair.c): `vruntime`, `min_v
 `wakeup_preempt_entity`.
 
 Tenants go by vruntime. The prompts of a tenant go by the vruntime at which their current request began, a
-request being a slice of charged GPU time, as packets go in start-time fair queueing (Goyal, Vin and Cheng,
+request being so much charged GPU time, as packets go in start-time fair queueing (Goyal, Vin and Cheng,
 SIGCOMM 1996). Their shares are the same, but who came first is done first: if the prompts of a tenant changed
 places at every small lead, all of them would finish last.
 """
@@ -72,9 +72,9 @@ class LeastServedQueue(Generic[E]):
 class CfsPolicy(TwoLevelPolicy):
     """A prompt preempts a running one that is more than `granularity_ns` ahead of it, by weight."""
 
-    def __init__(self, *, slice_ns: int, granularity_ns: int, memory_ns: int) -> None:
+    def __init__(self, *, slice_ns: int, request_ns: int, granularity_ns: int, memory_ns: int) -> None:
         def make_task_queue() -> LeastServedQueue[Task]:
-            return LeastServedQueue(granularity_ns, request_ns=slice_ns)
+            return LeastServedQueue(granularity_ns, request_ns=request_ns)
 
         tenants: LeastServedQueue[Account] = LeastServedQueue(granularity_ns)
         super().__init__(tenants, make_task_queue, slice_ns=slice_ns, memory_ns=memory_ns)

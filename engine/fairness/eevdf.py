@@ -159,15 +159,15 @@ class DeadlineQueue(Generic[E]):
 
 
 class EevdfPolicy(TwoLevelPolicy):
-    """A prompt's `latency_ns` is its request; without one it is `slice_ns`. A tenant's request is that of its
-    prompt which would run next, or `granularity_ns`, as the kernel's base slice is its former minimum
+    """A prompt's `latency_ns` is its request; without one it is `request_ns`. A tenant's request is that of
+    its prompt which would run next, or `granularity_ns`, as the kernel's base slice is its former minimum
     granularity."""
 
     grants_wishes = True
 
-    def __init__(self, *, slice_ns: int, granularity_ns: int, memory_ns: int) -> None:
+    def __init__(self, *, slice_ns: int, request_ns: int, granularity_ns: int, memory_ns: int) -> None:
         def make_task_queue() -> DeadlineQueue[Task]:
-            return DeadlineQueue(SortedList(), SortedList(), granularity_ns, request_ns=slice_ns)
+            return DeadlineQueue(SortedList(), SortedList(), granularity_ns, request_ns=request_ns)
 
         tenants: DeadlineQueue[Account] = DeadlineQueue(BisectList(), BisectList(), granularity_ns)
         super().__init__(tenants, make_task_queue, slice_ns=slice_ns, memory_ns=memory_ns)

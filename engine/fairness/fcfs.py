@@ -56,6 +56,9 @@ class FcfsPolicy:
     def num_queued(self) -> int:
         return len(self._queue)
 
+    def num_queued_of(self, tenant: str) -> int:
+        return len(self._queue)
+
     def vruntime_spread_ns(self) -> int:
         return 0
 

@@ -81,6 +81,10 @@ class Policy(Protocol):
     def num_queued(self) -> int:
         """Tasks in the queue."""
 
+    def num_queued_of(self, tenant: str) -> int:
+        """Tasks in the queue that wait because others of the tenant are served: all, where tenants do not
+        count."""
+
     def vruntime_spread_ns(self) -> int:
         """How far apart the vruntimes of the tenants that wait are: what was charged, divided by weight.
         0 of policies that keep none."""

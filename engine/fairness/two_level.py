@@ -17,7 +17,7 @@ for two tenants; among more it holds of a tenant and the average.
 
 Nor does an endless stream of newcomers starve anybody: the virtual clock moves past whoever waits, and then
 newcomers are placed behind. Between two stints of a prompt each other one of its tenant is served for ten
-requests of `slice_ns` at most, and tenants of the same weight for as many. (The planner's bound on the gap
+requests at most, and tenants of the same weight for as many. (The planner's bound on the gap
 between tokens is the one that is felt.)
 """
 
@@ -154,6 +154,10 @@ class TwoLevelPolicy:
 
     def num_queued(self) -> int:
         return self._num_queued
+
+    def num_queued_of(self, tenant: str) -> int:
+        account = self._accounts.get(tenant)
+        return 0 if account is None else account.num_waiting
 
     def vruntime_spread_ns(self) -> int:
         settled = [account.settled_ns for account in self._accounts.values() if account.num_waiting]

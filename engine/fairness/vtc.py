@@ -125,6 +125,10 @@ class VtcPolicy:
     def num_queued(self) -> int:
         return self._num_queued
 
+    def num_queued_of(self, tenant: str) -> int:
+        account = self._accounts.get(tenant)
+        return 0 if account is None else account.num_waiting
+
     def vruntime_spread_ns(self) -> int:
         return 0
 

@@ -91,8 +91,10 @@ def _settings(options: argparse.Namespace) -> PlannerSettings:
     return PlannerSettings(
         target_ns=round(config.target_ms * 1e6),
         slice_ns=round(config.slice_ms * 1e6),
+        request_ns=round(config.request_ms * 1e6),
         min_slice_ns=round(config.min_slice_ms * 1e6),
         gap_ns=round(config.gap_ms * 1e6),
+        patience_ns=round(config.patience_ms * 1e6),
         floor_tokens_per_s=config.floor_tokens_per_s,
         first_slices=config.first_slices,
         max_model_len=options.max_model_len,

@@ -67,8 +67,12 @@ class Simulation:
         if cluster.peer_pages:
             store.add_tier(PagePool(peer_pool, cluster.peer_pages, page_bytes))
         store.add_tier(PagePool(host_pool, cluster.host_pages, page_bytes))
-        granularity_ns = settings.min_slice_ns
-        chosen = make_policy(policy, slice_ns=settings.slice_ns, granularity_ns=granularity_ns)
+        chosen = make_policy(
+            policy,
+            slice_ns=settings.slice_ns,
+            request_ns=settings.request_ns,
+            granularity_ns=settings.min_slice_ns,
+        )
         self.scheduler = Scheduler(chosen, store, settings)
         self.runners: dict[str, SimulatedRunner] = {}
         for number in range(1, cluster.num_gpus + 1):

@@ -19,13 +19,15 @@ from loadgen.traces import TraceRow
 MS = 1_000_000
 STEP_NS = 10 * MS
 BATCH = 8
-SLICE_NS = 200 * MS
+SLICE_NS, REQUEST_NS = 200 * MS, 40 * MS
 GAP_NS = 500 * MS
 SETTINGS = PlannerSettings(
     target_ns=400 * MS,
     slice_ns=SLICE_NS,
+    request_ns=REQUEST_NS,
     min_slice_ns=40 * MS,
     gap_ns=GAP_NS,
+    patience_ns=7_000 * MS,
     first_slices=8,
     max_model_len=100_000,
     reserve=0.0,
@@ -49,6 +51,7 @@ def simulation(
     pool_pages: int = 100_000,
     prefill_ns: int = 1,
     input_tokens: dict[str, int] | None = None,
+    settings: PlannerSettings = SETTINGS,
 ) -> Simulation:
     """Prompts are as long as `input_tokens` says of their tenant."""
     cluster = Cluster(
@@ -69,7 +72,7 @@ def simulation(
         length = lengths.get(tenant, INPUT_TOKENS)
         row = TraceRow(line=index, arrival_s=None, input_tokens=length, output_tokens=output)
         sendings.append(Sending(index, row, at_s, tenant))
-    return Simulation(cluster, policy, SETTINGS, sendings, weights)
+    return Simulation(cluster, policy, settings, sendings, weights)
 
 
 def service_ns(sim: Simulation) -> dict[str, int]:

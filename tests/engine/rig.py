@@ -21,8 +21,10 @@ def settings(**changes) -> PlannerSettings:
     defaults = {
         "target_ns": 40 * STEP_NS,
         "slice_ns": 16 * STEP_NS,
+        "request_ns": 8 * STEP_NS,
         "min_slice_ns": 4 * STEP_NS,
         "gap_ns": 60 * STEP_NS,
+        "patience_ns": 300 * STEP_NS,
         "first_slices": 4,
         "max_model_len": 200,
         "reserve": 0.1,
@@ -56,10 +58,13 @@ class Rig:
         self.settings = settings(**changes)
         self.store = ContextStore(layout, placement, shares_prefixes=shares_prefixes)
         self.store.add_tier(PagePool(HOST, host, layout.page_bytes))
-        slice_ns, floor_ns = self.settings.slice_ns, self.settings.min_slice_ns
-        self.scheduler = Scheduler(
-            make_policy(policy, slice_ns=slice_ns, granularity_ns=floor_ns), self.store, self.settings
+        chosen = make_policy(
+            policy,
+            slice_ns=self.settings.slice_ns,
+            request_ns=self.settings.request_ns,
+            granularity_ns=self.settings.min_slice_ns,
         )
+        self.scheduler = Scheduler(chosen, self.store, self.settings)
         sizes = dict(enumerate(local, start=first_pool))
         self.pools: Pools = make_pools(layout, {**sizes, HOST: host})
         self.ledgers = {

@@ -1,5 +1,7 @@
 """What fairness promises of waits: nobody starves, and everybody reads on. `fair_simulation` says on what."""
 
+from dataclasses import replace
+
 import pytest
 
 from engine.simulator.simulation import Simulation
@@ -7,6 +9,7 @@ from tests.engine.fair_simulation import (
     BATCH,
     FAIR,
     GAP_NS,
+    MS,
     SETTINGS,
     SLICE_NS,
     longest_gap_s,
@@ -99,3 +102,28 @@ def test_readers_whom_nothing_is_fast_enough_for_stay_within_their_share(policy)
     run_until(sim, 12)
     assert shares(sim)["modest"] == pytest.approx(0.5, abs=0.02)
     assert longest_gap_s(sim, 12) <= (1.5 * GAP_NS + 2 * SLICE_NS) / 1e9
+
+
+@FAIR
+def test_a_long_answer_is_done_in_time_though_newcomers_never_end(policy):
+    """Ten newcomers a second, of 100 tokens each, want 1,000 tokens/s where 800 are to be had. Who is older
+    than its patience of 3 s runs on at 100 tokens/s, but for those that are due; else it had its floor."""
+    requests = [request("t", 0.0, 1000)] + [request("t", i * 0.1, 100) for i in range(1, 200)]
+    num_tokens = {}
+    for patience_ns in (3_000 * MS, 10**15):
+        settings = replace(SETTINGS, patience_ns=patience_ns)
+        sim = simulation(requests, {"t": 1.0}, policy=policy, settings=settings)
+        run_until(sim, 3 + 10 + 3)
+        num_tokens[patience_ns] = len(sim.token_times_s(0))
+    assert num_tokens[3_000 * MS] == 1000
+    assert num_tokens[10**15] < 800
+
+
+@FAIR
+def test_old_prompts_of_a_tenant_are_no_reason_for_another_to_wait(policy):
+    """One tenant's eight answers are past all patience; the other has newcomers only."""
+    requests = [request("old")] * BATCH + [request("new", 1 + i * 0.1, 100) for i in range(200)]
+    settings = replace(SETTINGS, patience_ns=1)
+    sim = simulation(requests, {"old": 1.0, "new": 1.0}, policy=policy, settings=settings)
+    run_until(sim, 20)
+    assert shares(sim)["new"] == pytest.approx(19 / 40, abs=0.03)
