@@ -499,7 +499,7 @@ class Slice(Part, frozen=True, kw_only=True):
     slice_id: int
     start: int
     ids: list[int]
-    pages: list[list[int]]
+    pages: list[PageList]
     max_new: int
     num_prompt: int  # positions below this are the prompt's; output token k is at num_prompt + k
     sampling: Sampling
@@ -515,7 +515,7 @@ class Extension(Part, frozen=True, kw_only=True):
 
     slice_id: int
     extends: int
-    pages: list[list[int]]
+    pages: list[PageList]
     max_new: int
 
 

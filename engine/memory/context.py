@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from engine.memory.page import PageLayout
 from engine.memory.page_table import PageTable
-from engine.memory.pool import Extent
+from engine.memory.pool import Extent, Pages, no_pages
 from engine.memory.prefix_tree import PrefixNode
 
 if TYPE_CHECKING:
@@ -152,18 +152,18 @@ class Context:
             absent -= group.local.num_pages  # nothing local is behind a window or at `end` or after it
         return absent
 
-    def slice_tables(self) -> list[list[int]]:
+    def slice_tables(self) -> list[Pages]:
         """By group, the local page of every index; ABSENT behind a window. All that is live is local."""
         if self.parent is None and len(self.groups) == 1:
             table = self.groups[0].local
             if not table.first:
                 return [table.pages()]
-        tables: list[list[int]] = [[] for _ in self.groups]
+        tables = [no_pages() for _ in self.groups]
         for context in (*reversed(self.ancestors()), self):
             for pages, group in zip(tables, context.groups, strict=True):
                 table = group.local
                 if table.num_pages:
-                    pages += [ABSENT] * (table.first - len(pages))
+                    pages.extend([ABSENT] * (table.first - len(pages)))
                     pages += table.pages()
         return tables
 

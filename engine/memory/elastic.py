@@ -83,7 +83,7 @@ class ElasticTensors:
         self._tensors[name] = new
         flat = torch.zeros(count * self._local.ledger.page_bytes, dtype=torch.uint8, device=tensor.device)
         flat[:num_bytes] = tensor.detach().contiguous().view(-1).view(torch.uint8)
-        self._local.pages[new.local.pages()] = flat.view(count, -1).to(self._local.pages.device)
+        self._local.pages[new.local.pages().tolist()] = flat.view(count, -1).to(self._local.pages.device)
         self._synchronize()
         self._copy_out(new)
 
@@ -110,7 +110,7 @@ class ElasticTensors:
             out = torch.empty(tensor.shape, dtype=tensor.dtype, device=self._local.pages.device)
         assert out.shape == tensor.shape
         assert out.dtype == tensor.dtype
-        flat = self._local.pages[tensor.local.pages()].view(-1)[: tensor.num_bytes]
+        flat = self._local.pages[tensor.local.pages().tolist()].view(-1)[: tensor.num_bytes]
         out.copy_(flat.view(tensor.dtype).view(tensor.shape))
         self._synchronize()
         return out

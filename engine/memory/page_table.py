@@ -36,11 +36,9 @@ class PageTable:
 
     # ------------------------------------------------------------------ reading
 
-    def pages(self) -> list[int]:
-        """All pages, in order of their indices."""
-        if len(self.extents) == 1:
-            return self.extents[0].pages.tolist()
-        return joined(self.extents).tolist()
+    def pages(self) -> Pages:
+        """All pages, in order of their indices: a copy."""
+        return self.extents[0].pages[:] if len(self.extents) == 1 else joined(self.extents)
 
     def between(self, first: int, last: int) -> Pages:
         """The pages with indices `first .. last - 1`, all of which are here, as of `parts`."""

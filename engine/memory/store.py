@@ -25,6 +25,7 @@ from collections.abc import Collection
 
 from engine.memory.context import Context
 from engine.memory.open_moves import OpenMove, Purpose
+from engine.memory.pool import Pages
 from engine.memory.store_shrinking import ShrinkingStore
 from engine.messages import Move
 
@@ -128,7 +129,7 @@ class ContextStore(ShrinkingStore):
                 moves += each.fetches
         return moves
 
-    def extend(self, context: Context, end: int) -> list[list[int]] | None:
+    def extend(self, context: Context, end: int) -> list[Pages] | None:
         """Let a running context go on to position `end`. Returns the pages added to each group's table, or
         None, with nothing changed, if there is no room."""
         assert context.is_running
@@ -137,7 +138,7 @@ class ContextStore(ShrinkingStore):
         if not self._local.make_room(context.home, context.num_absent(end)):
             return None
         pool, last = self._local.pools[context.home], self.layout.num_pages(end)
-        return [group.local.fill(pool, group.live_from, last, context).tolist() for group in context.groups]
+        return [group.local.fill(pool, group.live_from, last, context)[:] for group in context.groups]
 
     def stop(self, context: Context) -> None:
         """The runner has ended the context's slice. Pages that it did not use come back; the others stay

@@ -63,7 +63,7 @@ def test_random_operations():
         number = source.randrange(len(tables))
         table, pages = tables[number], known[number]
         change(source, pool, table, pages)
-        assert table.pages() == [pages[index] for index in sorted(pages)]
+        assert table.pages().tolist() == [pages[index] for index in sorted(pages)]
         if pages:
             assert (table.first, table.end) == (min(pages), max(pages) + 1)
             first = source.randrange(table.first, table.end)

@@ -121,7 +121,7 @@ def test_pages_behind_the_window_come_back_while_it_runs():
     assert added is not None
     assert [len(pages) for pages in added] == [2, 2]
     assert [group.live_from for group in context.groups] == [0, 3]
-    assert context.slice_tables()[1][:3] == [0, 0, 0]
+    assert context.slice_tables()[1][:3].tolist() == [0, 0, 0]
     store.check_integrity()
 
 

@@ -261,7 +261,7 @@ def make_slice(
         slice_id=slice_id,
         start=start,
         ids=list(ids),
-        pages=pages,
+        pages=[array("i", table) for table in pages],
         max_new=max_new,
         num_prompt=len(ids) if num_prompt is None else num_prompt,
         sampling=Sampling(max_tokens=max_tokens, temperature=0.0, stop_token_ids=stop),

@@ -1,3 +1,5 @@
+from array import array
+
 import pytest
 
 from engine.messages import Grammar, GrammarKind, Sampling, Slice
@@ -16,7 +18,15 @@ def problem(
 ) -> str | None:
     check = SliceCheck(vocab_size=100, max_model_len=8, grammars=grammars)
     return check(
-        Slice(slice_id=1, start=start, ids=ids, pages=[[1]], max_new=1, num_prompt=2, sampling=sampling)
+        Slice(
+            slice_id=1,
+            start=start,
+            ids=ids,
+            pages=[array("i", [1])],
+            max_new=1,
+            num_prompt=2,
+            sampling=sampling,
+        )
     )
 
 

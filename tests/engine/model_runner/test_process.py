@@ -1,6 +1,7 @@
 """Runners over real sockets, with a tiny random model on the CPU in fp32: every token is exact."""
 
 import signal
+from array import array
 from collections.abc import Sequence
 
 import pytest
@@ -90,7 +91,7 @@ def test_chunks_extensions_and_neighbours_change_no_token() -> None:
         memory = client.start()
         one = make_slice(1, PROMPT, tables(client, 1, 3), max_new=3)
         two = make_slice(2, other, tables(client, 20, 6), max_new=8, in_parts=True)
-        pages = [[40 + g] for g in range(len(tables(client, 0, 1)))]
+        pages = [array("i", [40 + g]) for g in range(len(tables(client, 0, 1)))]
         client.plan(one, two, extensions=[Extension(slice_id=3, extends=1, pages=pages, max_new=5)])
         assert client.until_end(3).reason is EndReason.USED
         client.until_end(2)

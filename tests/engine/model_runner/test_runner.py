@@ -127,7 +127,7 @@ def make_slice(slice_id: int, *, max_new: int = 3, wait_moves: Sequence[int] = (
         slice_id=slice_id,
         start=0,
         ids=[1, 2],
-        pages=[[1, 2]],
+        pages=[array("i", [1, 2])],
         max_new=max_new,
         num_prompt=2,
         sampling=Sampling(max_tokens=100),

@@ -53,7 +53,7 @@ def make_slice(
         slice_id=slice_id,
         start=start,
         ids=[token_at(start + i) for i in range(num_ids)],
-        pages=[list(range(1, 1 + (-(-end // PAGE_TOKENS) if num_pages is None else num_pages)))],
+        pages=[array("i", range(1, 1 + (-(-end // PAGE_TOKENS) if num_pages is None else num_pages)))],
         max_new=max_new,
         num_prompt=num_prompt,
         sampling=sampling or Sampling(max_tokens=1000),
@@ -64,7 +64,7 @@ def make_slice(
 
 
 def extension(slice_id: int, extends: int, max_new: int, num_pages: int = 3) -> Extension:
-    return Extension(slice_id=slice_id, extends=extends, pages=[[9] * num_pages], max_new=max_new)
+    return Extension(slice_id=slice_id, extends=extends, pages=[array("i", [9] * num_pages)], max_new=max_new)
 
 
 def a_move(move_id: int) -> Move:

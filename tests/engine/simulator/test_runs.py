@@ -76,7 +76,7 @@ def new_slice(source: random.Random, slice_id: int, move_ids: list[int]) -> Slic
         slice_id=slice_id,
         start=start,
         ids=[1] * count,
-        pages=[list(range(1, num_pages + 1))],
+        pages=[array("i", range(1, num_pages + 1))],
         max_new=max_new,
         num_prompt=start + count,
         sampling=Sampling(max_tokens=source.randint(max(1, max_new), 20), seed=slice_id),
@@ -105,7 +105,7 @@ def test_it_reports_what_the_runner_reports(seed, depth):
             first = source.choice(list(newest))
             last += 1
             more = source.randint(1, 5)
-            pages = [list(range(1, 3))]
+            pages = [array("i", range(1, 3))]
             extensions.append(Extension(slice_id=last, extends=newest[first], pages=pages, max_new=more))
             newest[first] = last
         if newest and source.random() < 0.1:
