@@ -196,13 +196,15 @@ class Planner:
 
     def _is_settled(self, now_ns: int) -> bool:
         """Whether no turn begins, goes on or ends in this plan any more, whoever waits. Of several devices
-        that are full it is not asked: there may be a thousand."""
+        that are full it is not asked: there may be a thousand. Turns on a device that has just failed count
+        as running still, so the one that is up is asked for its own places, too."""
         if self.turns.num_running < self.devices.num_slots:
             return False
         up = self.devices.up
         if len(up) != 1 or not self.policy.rotates:
             return not up
-        return self._preemption.is_settled(next(iter(up.values())), now_ns)
+        device = next(iter(up.values()))
+        return device.num_slots_free <= 0 and self._preemption.is_settled(device, now_ns)
 
     def _run(self, prompt: Prompt, now_ns: int) -> bool:
         """Extend the prompt's turn, or start one where there is room beside what others have claimed."""

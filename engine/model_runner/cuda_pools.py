@@ -89,7 +89,8 @@ class CudaPools:
 
     def unmap(self, pool: int, segments: Sequence[int]) -> None:
         if pool in self._ranges:  # else out of reach
-            torch.cuda.synchronize(self._index)
+            for device in self._ranges[pool].devices:  # each may have copies under way
+                torch.cuda.synchronize(device)
             unmap_segments(self._ranges[pool], segments)
 
     def remap(self, pool: int, segments: Sequence[int], descriptors: Sequence[int]) -> None:

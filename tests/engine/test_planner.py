@@ -46,3 +46,23 @@ def test_those_served_most_make_way_first() -> None:
     prompts["p1"].task.vruntime_ns += 10 * rig.settings.slice_ns
     rig.submit("late", [9] * 8, 8)
     assert [prompt.prompt_id for prompt in rig.scheduler.devices["d1"].ending] == ["p1"]
+
+
+@pytest.mark.parametrize("policy", ["cfs", "eevdf", "fcfs"])
+def test_turns_on_a_device_that_failed_do_not_keep_places_of_another_empty(policy: str) -> None:
+    rig = Rig(FULL, policy=policy, max_batch=2, local=(64, 64))
+    for number in range(4):
+        rig.submit(f"p{number}", [number] * 8, 60)
+    for _ in range(3):
+        rig.tick()
+    scheduler = rig.scheduler
+    failed, healthy = scheduler.devices.values()
+    assert len(failed.running) == len(healthy.running) == 2
+    scheduler.device_faulted(failed.name, rig.now_ns)  # its runner has not ended yet
+    for prompt in list(healthy.running):
+        scheduler.abort(prompt.prompt_id, rig.now_ns)
+    rig.submit("new", [9] * 8, 20)
+    scheduler.plan(rig.now_ns)
+    turn = scheduler.prompts["new"].turn
+    assert turn is not None
+    assert turn.device is healthy
