@@ -34,11 +34,17 @@ from engine.suspects import MAX_ENDS
 class Scheduler:
     """Prompts are known by the api's prompt ids. Methods that change what could run set `needs_plan`."""
 
-    def __init__(self, policy: Policy, store: ContextStore, settings: PlannerSettings) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        store: ContextStore,
+        settings: PlannerSettings,
+        slice_log: SliceLog | None = None,
+    ) -> None:
         self.policy = policy
         self.store = store
         self.planner = Planner(policy, store, settings)
-        self.slice_log = SliceLog()
+        self.slice_log = slice_log or SliceLog()
         self.progress = Progress(policy, self.planner, self.slice_log)
         self.counters = self.progress.counters
         self.prompts: dict[str, Prompt] = {}

@@ -2,8 +2,8 @@
 
 api       ->  engine: messages, config, wire, byte_tokenizer, socket_folder, restarts
 engine    ->  engine.fairness, engine.memory; never engine.model_runner (another process)
-runner    ->  engine.model_runner, and of the rest: messages, wire, byte_tokenizer, memory.page and what
-              moves and maps pages
+runner    ->  engine.model_runner, and of the rest: messages, wire, byte_tokenizer, prefill_parts, memory.page
+              and what moves and maps pages
 fairness, memory: no clock, no event loop, no torch, and nothing of the engine above them
 engine.simulator  ->  the engine's core, and loadgen's pure modules (traces, statistics, the report);
               nothing of the engine imports it
@@ -24,6 +24,7 @@ RUNNER_MAY = (
     "engine.messages",
     "engine.wire",
     "engine.byte_tokenizer",
+    "engine.prefill_parts",
     "engine.memory.machine",
     "engine.memory.page",
     "engine.memory.regions",

@@ -11,6 +11,7 @@ from engine.memory.store import ContextStore
 from engine.messages import CostModel, FinishReason, PromptSpec, Sampling, Submit
 from engine.planner import PlannerSettings
 from engine.scheduler import Scheduler
+from engine.slice_log import SliceLog
 from tests.engine.fake_runner import FakeRunner, Pools, generate, make_pools
 
 STEP_NS = 10_000_000
@@ -50,6 +51,7 @@ class Rig:
         segment_pages: int | None = None,
         placement: Placement | None = None,
         shares_prefixes: bool = True,
+        slice_log: SliceLog | None = None,
         **changes,
     ) -> None:
         self.layout = layout
@@ -64,7 +66,7 @@ class Rig:
             request_ns=self.settings.request_ns,
             granularity_ns=self.settings.min_slice_ns,
         )
-        self.scheduler = Scheduler(chosen, self.store, self.settings)
+        self.scheduler = Scheduler(chosen, self.store, self.settings, slice_log)
         sizes = dict(enumerate(local, start=first_pool))
         self.pools: Pools = make_pools(layout, {**sizes, HOST: host})
         self.ledgers = {

@@ -128,8 +128,7 @@ def test_a_lost_runner_ends_its_slices() -> None:
 
 
 def test_the_log_is_bounded() -> None:
-    rig = Rig(FULL)
-    rig.scheduler.slice_log = rig.scheduler.progress.slice_log = SliceLog(capacity=5)
+    rig = Rig(FULL, slice_log=SliceLog(capacity=5))
     for number in range(20):
         rig.submit(f"p{number}", [number], 3)
     rig.run()
