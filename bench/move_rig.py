@@ -35,12 +35,20 @@ LIMIT_WAYS: tuple[tuple[tuple[int, int], ...], ...] = (
 NAMES = {LOCAL: "GPU", PEER: "lender", OTHER_PEER: "other lender", HOST: "host"}
 
 
+def lending_gpus() -> dict[int, int]:
+    """GPUs by the pool that each lends: the last one, and the one before. Of two GPUs that is GPU 0, whose
+    second pool is then as another GPU's to the first lender, which sends there over the same links."""
+    last = torch.cuda.device_count() - 1
+    return {PEER: last, OTHER_PEER: last - 1}
+
+
 class MoveRig:
     """A model on GPU 0, pools of lenders (if `peer_gib`) and of the host, and the rows of the table."""
 
     def __init__(self, pool_gib: float, peer_gib: float, host_gib: float) -> None:
         self.rows: list[tuple[str, ...]] = []
         self._sizes = peer_gib, host_gib
+        self.lenders = lending_gpus() if peer_gib else {}
         self.pools: dict[int, CudaPool] = {}
         options = StepOptions(max_batch=2 * BATCH, max_step_tokens=2048, max_model_len=8192)
         num_pages = int(pool_gib * 2**30) // 2**21
@@ -68,8 +76,7 @@ class MoveRig:
             )
 
         specs, descriptors = [spec(LOCAL, "cuda", "cuda:0", num_pages)], []
-        others = range(torch.cuda.device_count() - 1, 0, -1) if peer_gib else range(0)
-        for pool, index in zip((PEER, OTHER_PEER), others, strict=False):
+        for pool, index in self.lenders.items():
             num_bytes = int((peer_gib if pool == PEER else OTHER_PEER_GIB) * 2**30)
             made = lend(index, num_bytes, SEGMENT_BYTES)
             torch.zeros(1, device=f"cuda:{index}")  # keeps it awake, as the engine does
@@ -102,6 +109,11 @@ class MoveRig:
             if len(pending) == self.rig.executor.depth:
                 results.append(pending.popleft().result())
         return results + [step.result() for step in pending]
+
+    def add_row(self, *cells: str) -> None:
+        """Add a row to the table, and print it at once."""
+        self.rows.append(cells)
+        print(" | ".join(cells), flush=True)
 
     def table(self) -> str:
         header = ("what", "variant", "measured", "steps", "with gaps", "host time a step", "wanted")

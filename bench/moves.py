@@ -3,9 +3,10 @@
     python -m bench.moves [--only PART...] [--out FOLDER] [--peer-gib 96] [--host-gib 8]
 
 Parts: `alone` is `bench.check_pools`. In the others GPU 0 runs decode steps of a dummy Llama-3.1-8B. `host`
-moves from and to host memory beside them, for which one GPU is enough. In `peer`, `small` (pages of 64 KiB)
-and `rotation` the last GPU lends, through `engine.model_runner.lender`; with a third one, reclaim goes
-there too.
+moves from and to host memory beside them, for which one GPU is enough. In `peer`, `small` (pages of 64 KiB),
+`rotation` and `reclaim` the last GPU lends, through `engine.model_runner.lender`; reclaim goes to the host,
+and to another lender, the GPU before it. Where there are but two, that is a second pool on GPU 0: the same
+sender and link.
 
 Limits are large copies of the same run, each issued by the GPU that has its source, as moves are. A step's
 time is between its own CUDA events; with the gap, to the end of the step before it: so it counts what moves
@@ -37,7 +38,7 @@ FETCH_PAGES, RECLAIM_PAGES = 256, 64  # pages of a move: a context of 4,096 toke
 WARM_STEPS, STEPS = 12, 52
 RECLAIM_BYTES = 20 * 2**30
 
-PARTS = ("alone", "host", "peer", "small", "rotation")
+PARTS = ("alone", "host", "peer", "small", "rotation", "reclaim")
 POOL_GIB, ROTATION_POOL_GIB = 40, 72
 SMALL_PAGE_BYTES = 2**16
 PROBES, PROBE_BYTES, PROBE_PAUSE_S = 100, 4096, 0.005
@@ -88,8 +89,8 @@ class Bench(MoveRig):
         slower = step_ms(beside) / step_ms(alone) - 1
         with_gaps = step_ms(beside, gap=True) / step_ms(alone, gap=True) - 1
         cells = [f"{rate / limit:.2f} of {limit / 1e9:.0f} GB/s", f"{slower:+.1%}", f"{with_gaps:+.1%}"]
-        self.rows.append((what, variant, *cells, f"{median(host_s) * 1e3:.2f} ms", wanted))
-        print(" | ".join(self.rows[-1]), f"(alone {step_ms(alone):.2f} ms)", flush=True)
+        self.add_row(what, variant, *cells, f"{median(host_s) * 1e3:.2f} ms", wanted)
+        print(f"(a step alone: {step_ms(alone):.2f} ms)", flush=True)
 
     def feeds(self, mover: Mover, pools: Pools, ways: Ways, free: Sequence[int]) -> list[Feed]:
         """For each way about three steps' worth of its link, to be kept in the queue."""
@@ -124,7 +125,7 @@ class Bench(MoveRig):
             waits_ms.append((time.perf_counter() - start) * 1e3)
         mover.close()
         text = f"{median(waits_ms):.2f} ms, at most {max(waits_ms):.2f}"
-        self.rows.append(("4 KiB to host beside mirror to host", "as served", text, "", "", "", ""))
+        self.add_row("4 KiB to host beside mirror to host", "as served", text, "", "", "", "")
 
     # ------------------------------------------------------------------ rotation and reclaim
 
@@ -172,10 +173,11 @@ class Bench(MoveRig):
         wall_s = idle_s + sum(step.step_ns for step in steps[1:]) / 1e9
         moved = (num_slices - 1) * count * self.page_bytes / wall_s / 1e9
         text = f"{idle_s / wall_s:.2%} of {wall_s:.2f} s ({moved:.0f} GB/s fetched)"
-        self.rows.append((f"rotation over {name}: compute waits", "as served", text, "", "", "", wanted))
+        self.add_row(f"rotation over {name}: compute waits", "as served", text, "", "", "", wanted)
 
     def reclaim_to_lender(self, *, by_kernel: bool) -> None:
-        self.reclaim(OTHER_PEER, "another lender", "100 ms, 5 ms", by_kernel=by_kernel)
+        name = "another lender" if self.lenders[OTHER_PEER] else "another lender (on GPU 0)"
+        self.reclaim(OTHER_PEER, name, "100 ms, 5 ms", by_kernel=by_kernel)
 
     def reclaim(self, dst: int, name: str, wanted: str, *, by_kernel: bool = False) -> None:
         """Move 20 GiB out of the lender, as the borrower's runner does when it wants them back; by a kernel,
@@ -195,7 +197,7 @@ class Bench(MoveRig):
         text = f"{median(totals) * 1e3:.0f} ms, first pages after {median(firsts) * 1e3:.1f} ms"
         text += f" ({median(queued) * 1e3:.1f} of them to queue the moves)"
         variant = "kernel of GPU 0" if by_kernel else "as served"
-        self.rows.append((f"reclaim of 20 GiB to {name}", variant, text, "", "", "", wanted))
+        self.add_row(f"reclaim of 20 GiB to {name}", variant, text, "", "", "", wanted)
 
 
 def step_ms(steps: list[StepResult], *, gap: bool = False) -> float:
@@ -218,10 +220,11 @@ def run_parts(bench: Bench, parts: Sequence[str]) -> None:
     if "rotation" in parts:
         attempt("rotation, peer", lambda: bench.rotation(PEER, "peer HBM", 16, "1%"))
         attempt("rotation, host", lambda: bench.rotation(HOST, "host DRAM", 6, "beside"))
+    if "reclaim" in parts:
         attempt("reclaim to host", lambda: bench.reclaim(HOST, "DRAM", "500 ms, 5 ms"))
-        if OTHER_PEER in bench.pools:
-            for by_kernel in (False, True):
-                attempt("reclaim to lender", lambda k=by_kernel: bench.reclaim_to_lender(by_kernel=k))
+        attempt("reclaim to lender", lambda: bench.reclaim_to_lender(by_kernel=False))
+        if bench.lenders[OTHER_PEER] > 0:
+            attempt("reclaim by a kernel", lambda: bench.reclaim_to_lender(by_kernel=True))
 
 
 def main() -> None:
