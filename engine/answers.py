@@ -30,12 +30,13 @@ class Answers:
         self._pool_sizes = pool_sizes
 
     def welcome(self) -> Welcome:
-        """Which models are served, and how far the others are."""
+        """Which models are served, which of those have no runner now, and how far the others are."""
         hosts = self._models.values()
         return Welcome(
             engine_id=self._engine_id,
             ready=[host.card for host in hosts if host.is_ready and host.card is not None],
             loading={host.name: host.progress for host in hosts if not host.is_ready},
+            recovering={host.name: host.progress for host in hosts if host.is_recovering},
         )
 
     def stats(self, serial: int) -> Stats:
