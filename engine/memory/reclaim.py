@@ -157,6 +157,15 @@ class Reclaim:
             context.retired.append(old)
         self._counters.relocated_pages += len(done.move.src_pages)
 
+    def moved(self, context: Context) -> None:
+        """The context has no move in flight any more: it leaves now if it can without one. By the next call
+        of `empty` it may be on the move again, and so on for as long as it runs."""
+        if self._recalled and any(self._is_wanted_back(extent) for extent in self._mirrors.held(context)):
+            self._losses.drop_mirror(context)
+
+    def _is_wanted_back(self, extent: Extent) -> bool:
+        return (extent.segment.pool.pool_id, extent.segment.number) in self._recalled
+
     def undo(self, lost: OpenMove) -> None:
         """The runner is gone before the copies were complete."""
         assert lost.relocation is not None

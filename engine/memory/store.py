@@ -244,6 +244,7 @@ class ContextStore(ShrinkingStore):
                 is_news |= not context.is_running or bool(context.retired) or context in self._departures
                 context.mirrored = context.mirror_target
                 self._settle(context)
+                self._reclaim.moved(context)
                 self._local.recount(context)
         return is_news
 

@@ -53,7 +53,7 @@ def generate(layout: PageLayout, ids: Sequence[int], num_tokens: int, stop: Sequ
 
 
 class FakeRunner:
-    """Drives a SliceTable. `lag` steps stay in flight; moves take a random number of ticks."""
+    """Drives a SliceTable. `depth` steps stay in flight; moves take `move_ticks`, or a random number of them."""
 
     def __init__(
         self,
@@ -79,8 +79,10 @@ class FakeRunner:
             problem_with=lambda _slice: None,
         )
         self.num_plans = 0
+        self.move_ticks: int | None = None
         self._random = random.Random(seed)
         self._moves: list[Move] = []
+        self._ages: dict[int, int] = {}  # of moves, in ticks
         self._launched: list[list[tuple[StepRow, int | None]]] = []
         self._last_sampled: dict[int, int] = {}  # by slot
 
@@ -108,13 +110,19 @@ class FakeRunner:
         return ends
 
     def _make_moves(self) -> list[MoveEnd]:
-        done = [move for move in self._moves if self._random.random() < 0.4]
+        done = [move for move in self._moves if self._is_made(move)]
         for move in done:
             self._moves.remove(move)
             for src, dst in zip(move.src_pages, move.dst_pages, strict=True):
                 self.pools[move.dst_pool][dst] = list(self.pools[move.src_pool][src])
             self.table.complete_move(move.move_id)
         return [MoveEnd(move_id=move.move_id, duration_ns=1000) for move in done]
+
+    def _is_made(self, move: Move) -> bool:
+        if self.move_ticks is None:
+            return self._random.random() < 0.4
+        age = self._ages[move.move_id] = self._ages.get(move.move_id, 0) + 1
+        return age >= self.move_ticks
 
     def _compute(self, row: StepRow) -> int | None:
         ids = row.ids if row.ids is not None else [self._last_sampled[row.row.slot]]

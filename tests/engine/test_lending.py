@@ -136,6 +136,27 @@ def distrust(lending, device):
     memory[:] = [[-9] * FULL.page_tokens for _ in memory]
 
 
+@pytest.mark.parametrize("move_ticks", [1, 10, 20, 80])
+def test_a_lender_waits_for_one_move_however_much_is_copied(move_ticks):
+    """Contexts that take turns are copied out as they grow: on slow links the next copy is due before the
+    last one has arrived, and there is never a moment without."""
+    lending = LendingRig(local=(2000,), lenders=(4000,), host=4000, max_batch=4, max_model_len=1500)
+    rig = lending.rigs["m1"]
+    rig.runners["d1"].move_ticks = move_ticks
+    wanted = {f"p{number}": ([number] * 20, 400) for number in range(5)}
+    submit(lending, "m1", wanted)
+    for _ in range(200):
+        lending.tick()
+    assert len(lending.lending.book.leases_from("l1")) > 10
+    lending.lending.resize("l1", 1)
+    for _ in range(move_ticks + 5):
+        lending.tick()
+    assert lending.lending.lenders["l1"].num_present == 1
+    assert len(rig.scheduler.prompts) == 5
+    lending.run()
+    check_outputs(lending, "m1", wanted)
+
+
 def test_a_lender_that_is_gone_costs_recomputation_only():
     lending = LendingRig(local=(40,), lenders=(400,))
     wanted = prompts(40)
