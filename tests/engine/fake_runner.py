@@ -53,7 +53,7 @@ def generate(layout: PageLayout, ids: Sequence[int], num_tokens: int, stop: Sequ
 
 
 class FakeRunner:
-    """Drives a SliceTable. `depth` steps stay in flight; moves take `move_ticks`, or a random number of them."""
+    """Drives a SliceTable. `depth` steps stay in flight; a move takes `move_ticks`, or a random number."""
 
     def __init__(
         self,
