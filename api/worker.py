@@ -21,6 +21,7 @@ from api.logs import set_up_logging
 from api.server import HttpServer
 from api.services import Services
 from engine.config import Config, ConfigError, load_config
+from engine.descriptors import allow_many_descriptors
 from engine.messages import ModelCard
 
 CLOSE_GRACE_S = 1.0
@@ -39,6 +40,7 @@ def main() -> int:
     arguments = parser.parse_args()
     disable_created_metrics()  # type: ignore[no-untyped-call]
     gc.set_threshold(*GC_THRESHOLDS)
+    allow_many_descriptors()  # beyond it, connections would be closed without a word
     try:
         config = load_config(arguments.config)
         set_up_logging(config.server.log_format)

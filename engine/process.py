@@ -2,14 +2,13 @@
 
 import ctypes
 import gc
-import resource
 import signal
 
 from engine.config import ByteSize, Config, ConfigError
+from engine.descriptors import allow_many_descriptors
 from engine.memory.machine import limit_bytes
 
 GC_THRESHOLDS = (20_000, 20, 50)  # a full collection over thousands of prompts takes as long as several steps
-MAX_DESCRIPTORS = 2**16  # of segments of 256 MiB: 16 TiB
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
@@ -23,16 +22,6 @@ def prepare_process() -> None:
 def follow_supervisor() -> None:
     """End with the supervisor, also if it was killed: nobody would start us again."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def allow_many_descriptors() -> None:
-    """Pools on GPUs have one for each segment, hundreds a GPU: usual soft limits suffice for one or two.
-    Runners inherit the limit, which is no higher than needed: some programs go through all that may be open.
-    """
-    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_DESCRIPTORS if most == resource.RLIM_INFINITY else min(MAX_DESCRIPTORS, most)
-    if resource.RLIM_INFINITY != soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def check_memory(config: Config) -> None:

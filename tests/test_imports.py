@@ -1,6 +1,6 @@
 """Imports go one way, as the layout in docs/architecture.md says; and the engine starts without torch.
 
-api       ->  engine: messages, config, wire, byte_tokenizer, socket_folder, restarts
+api       ->  engine: messages, config, wire, byte_tokenizer, socket_folder, restarts, descriptors
 engine    ->  engine.fairness, engine.memory; never engine.model_runner (another process)
 runner    ->  engine.model_runner, and of the rest: messages, wire, byte_tokenizer, prefill_parts, memory.page
               and what moves and maps pages
@@ -35,7 +35,8 @@ RUNNER_MEMORY = (  # they move pages, make pools on a device, hold tensors
     "engine.memory.elastic",
 )
 API_MAY = tuple(
-    f"engine.{name}" for name in ("messages", "config", "wire", "byte_tokenizer", "socket_folder", "restarts")
+    f"engine.{name}"
+    for name in ("messages", "config", "wire", "byte_tokenizer", "socket_folder", "restarts", "descriptors")
 )
 SIMULATOR_MAY = (  # of loadgen: nothing that sends
     *("loadgen.arrivals", "loadgen.plan", "loadgen.report", "loadgen.results", "loadgen.spec"),

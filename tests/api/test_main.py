@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -13,6 +14,7 @@ import msgspec
 import pytest
 
 from api.banner import banner
+from engine.descriptors import MAX_DESCRIPTORS
 from tests.api.fake_engine import CARD, FakeEngine
 from tests.api.harness import run, until
 
@@ -108,6 +110,22 @@ def test_workers_share_the_address_and_their_counters_and_are_started_again(tmp_
             assert await asyncio.wait_for(process.wait(), 10) == 0
 
     run(test())
+
+
+def test_a_low_soft_limit_of_open_files_does_not_limit_clients(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(MAX_DESCRIPTORS, hard)
+
+    async def test() -> None:
+        async with FakeEngine(tmp_path / "engine.sock"), serving(write_config(tmp_path, 0)) as (process, _):
+            (worker,) = children_of(process.pid)
+            assert resource.prlimit(worker, resource.RLIMIT_NOFILE)[0] == most
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    try:
+        run(test())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:

@@ -1,35 +1,10 @@
 """What the engine's process asks of the operating system."""
 
-import resource
-
 import pytest
 
 from engine import process
 from engine.config import ConfigError, parse_config
-from engine.process import MAX_DESCRIPTORS, allow_many_descriptors, check_memory
-
-UNLIMITED = resource.RLIM_INFINITY
-
-
-@pytest.mark.parametrize(
-    ("soft", "hard", "expected"),
-    [
-        (1024, 4096, 4096),
-        (1024, 2**20, MAX_DESCRIPTORS),
-        (1024, UNLIMITED, MAX_DESCRIPTORS),
-        (2**19, 2**20, None),
-        (UNLIMITED, UNLIMITED, None),
-    ],
-)
-def test_the_limit_of_open_files_is_raised_as_far_as_it_may_and_needs_to_be(
-    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, expected: int | None
-) -> None:
-    asked: list[tuple[int, int]] = []
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
-    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
-    allow_many_descriptors()
-    assert asked == ([] if expected is None else [(expected, hard)])
-
+from engine.process import check_memory
 
 HUGE = 2**40
 
