@@ -173,6 +173,7 @@ class Config(Table, frozen=True, kw_only=True):
         _require(bool(self.devices), "devices", "at least one [[devices]] table is needed")
         _require(bool(self.models), "models", "at least one [[models]] table is needed")
         _require(len(set(names)) == len(names), "devices.name", f"device named twice in {names}")
+        _require(not {"cuda", "cuda:0"} <= {*names}, "devices.name", "cuda and cuda:0 are the same device")
         for device in self.devices:
             sized = device.memory is not None or device.name.startswith("cuda")
             _require(sized, "devices.memory", f'{device.name} needs a size, such as memory = "2GiB"')
@@ -183,6 +184,7 @@ class Config(Table, frozen=True, kw_only=True):
         for link in self.memory.links:
             ends = set(link.between) - {*names, "host"}
             _require(not ends, "memory.links.between", f"{sorted(ends)} not among the devices {names}")
+            _require(link.bytes_per_s != 0, "memory.links.bytes_per_s", "nothing would pass at 0")
         for model in self.models:
             unknown = set(model.devices or ()) - set(names)
             _require(not unknown, "models.devices", f"{sorted(unknown)} not among the devices {names}")

@@ -33,6 +33,11 @@ def test_sizes(text, num_bytes):
         ),
         ({"devices": [{"name": "tpu", "memory": 5}]}, ["devices[0].name", "cpu|cuda"]),
         ({"devices": [{"name": "cpu", "memory": 5}] * 2}, ["devices.name", "twice"]),
+        ({"devices": [{"name": "cuda"}, {"name": "cuda:0"}]}, ["devices.name", "cuda:0", "same"]),
+        (
+            {"memory": {"links": [{"between": ["cpu", "host"], "bytes_per_s": 0}]}},
+            ["memory.links.bytes_per_s", "0"],
+        ),
         ({"models": [{"devices": ["cuda:1"]}]}, ["models.devices", "cuda:1", "cpu"]),
         ({"models": [{"name": "a"}, {"name": "a"}]}, ["models.name", "twice"]),
         ({"models": []}, ["models", "at least one"]),
