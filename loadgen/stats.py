@@ -66,6 +66,8 @@ class Latencies(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TenantSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """As in `Summary`; `service` is what was delivered, to failed requests too."""
+
     weight: float
     sent: int
     finished: int
@@ -198,13 +200,14 @@ def summarize(info: RunInfo, records: Sequence[RequestRecord]) -> Summary:
 
 def _tenant(records: list[RequestRecord], weight: float, service: float) -> TenantSummary:
     outcomes = Counter(record.outcome for record in records)
+    kept = [record for record in records if record.outcome is not Outcome.FAILED]
     return TenantSummary(
         weight=weight,
         sent=len(records),
         finished=outcomes[Outcome.OK],
         failed=outcomes[Outcome.FAILED],
         interrupted=outcomes[Outcome.INTERRUPTED],
-        output_tokens=sum(record.output_tokens for record in records),
+        output_tokens=sum(record.output_tokens for record in kept),
         service=service,
         longest_wait_s=max(map(longest_wait_s, records), default=0.0),
         latencies=_latencies(records),

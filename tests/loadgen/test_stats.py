@@ -40,7 +40,7 @@ def test_a_failed_request_is_counted_apart_and_never_as_fast() -> None:
     alone = summarize(run_info(num_planned=3), good)
     both = summarize(run_info(num_planned=4), [*good, bad])
     assert both.latencies == alone.latencies
-    assert both.output_tokens == alone.output_tokens == 6
+    assert both.output_tokens == alone.output_tokens == both.tenants["t"].output_tokens == 6
     assert (both.failed, both.finished, both.errors) == (1, 3, {"stream cut": 1})
 
 
