@@ -139,6 +139,7 @@ class Generations:
     def __init__(self, client: EngineClient) -> None:
         self._client = client
         self._open: set[Generation] = set()
+        self._num_starting = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self.is_draining = False
@@ -156,7 +157,7 @@ class Generations:
             generation.interrupt(reason)
 
     async def wait_idle(self, limit_s: float) -> bool:
-        """Whether all requests end within the time."""
+        """Whether all requests end within the time, those too that the engine has not admitted yet."""
         try:
             async with asyncio.timeout(limit_s):
                 await self._idle.wait()
@@ -176,22 +177,30 @@ class Generations:
     async def start(self, plan: GenerationPlan, timer: RequestTimer) -> Generation:
         """Submit; the caller must call `finish`. Raises ApiError."""
         self.check_accepting()
-        request = await self._client.submit(plan.submit)
-        timer.admitted(plan.prompt_tokens, plan.num_choices_per_prompt)
-        generation = Generation(plan, request, self._client, timer)
-        self._open.add(generation)
+        self._num_starting += 1
         self._idle.clear()
+        try:
+            request = await self._client.submit(plan.submit)
+            timer.admitted(plan.prompt_tokens, plan.num_choices_per_prompt)
+            generation = Generation(plan, request, self._client, timer)
+            self._open.add(generation)
+        finally:
+            self._num_starting -= 1
+            self._note_idle()
         return generation
 
     def finish(self, generation: Generation) -> None:
         """Free everything; what is still running is aborted."""
         self._open.discard(generation)
-        if not self._open:
-            self._idle.set()
+        self._note_idle()
         self._client.release(generation.request)
         generation.timer.finished(
             generation.finish_reasons(), [choice.num_tokens for choice in generation.choices]
         )
+
+    def _note_idle(self) -> None:
+        if not self._open and not self._num_starting:
+            self._idle.set()
 
 
 def expand_prompts(

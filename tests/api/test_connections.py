@@ -216,6 +216,23 @@ def test_drain_lets_streams_finish_and_refuses_new_work() -> None:
     run(test())
 
 
+def test_a_drain_waits_for_a_request_that_the_engine_has_not_answered_yet() -> None:
+    async def test() -> None:
+        async with running_api() as api:
+            generations = api.services.generations
+            await api.engine.stop()
+            asking = asyncio.create_task(api.complete(max_tokens=20))
+            await until(lambda: api.services.client.open_requests)
+            generations.is_draining = True
+            assert not await generations.wait_idle(0.05)
+            await api.engine.start()
+            assert await generations.wait_idle(10)
+            assert (await asking).status == 200
+            api.check_clean()
+
+    run(test())
+
+
 def test_the_deadline_of_a_drain_is_not_held_by_a_stuck_reader() -> None:
 
     async def test() -> None:
