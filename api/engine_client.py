@@ -213,15 +213,20 @@ class EngineClient:
             self._stream.send(message)
 
     def _send_unsent(self) -> None:
-        """Submit what waits, of the models that are ready."""
+        """Submit what waits, of the models that are ready; an engine may come back without a model."""
         if not self.is_connected:
             return
         for request_id in list(self._unsent):
             request = self._requests[request_id]
-            if request.submit.model in self.models:
+            model = request.submit.model
+            if model in self.models:
                 self._unsent.discard(request_id)
                 if any(prompt.finish is None for prompt in request.prompts):
                     self._send(request.submission())
+            elif model not in self.loading:
+                self._unsent.discard(request_id)
+                message = f"the model {model!r} is not served any more"
+                self._on_rejected(Rejected(request_id=request_id, code="model_not_found", message=message))
 
     def _on_message(self, message: ToApi) -> None:
         match message:

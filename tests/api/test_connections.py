@@ -85,6 +85,22 @@ def test_an_engine_that_dies_is_a_pause(stream: bool) -> None:
     run(test())
 
 
+def test_an_engine_that_comes_back_without_the_model_ends_its_requests() -> None:
+    async def test() -> None:
+        async with running_api(script=ENDLESS, step_s=0.01) as api:
+            asking = asyncio.create_task(api.complete(max_tokens=900))
+            await until(lambda: api.engine.running)
+            await api.engine.stop()
+            api.engine.cards = [msgspec.structs.replace(CARD, name="other")]
+            await api.engine.start()
+            answer = await asyncio.wait_for(asking, 10)
+            assert answer.status == 500
+            assert "'fake' is not served any more" in answer.json["error"]["message"]
+            api.check_clean()
+
+    run(test())
+
+
 def test_tokens_that_come_twice_are_shown_once() -> None:
     async def test() -> None:
         async with running_api(script=say("abcdefgh"), paused=True) as api:
