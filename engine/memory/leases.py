@@ -66,14 +66,15 @@ class LeaseBook:
         on_offer.difference_update(taken)
         return taken
 
-    def recall(self, lender: str, count: int) -> list[Lease]:
-        """Ask for up to `count` leased segments back: in turn from whoever holds most."""
+    def recall(self, lender: str, count: int, *, lowest: int = 0) -> list[Lease]:
+        """Ask for up to `count` leased segments back, from number `lowest` on: in turn from whoever holds
+        most."""
         entry = self._lenders[lender]
         recalled: list[Lease] = []
         if not entry.leases or not count:
             return recalled
         held = dict(entry.held)
-        open_leases = {name: self._open_leases(entry, name) for name in held}
+        open_leases = {name: self._open_leases(entry, name, lowest) for name in held}
         while len(recalled) < count and any(open_leases.values()):
             borrower = max((name for name in held if open_leases[name]), key=lambda name: (held[name], name))
             lease = open_leases[borrower].pop()
@@ -155,9 +156,11 @@ class LeaseBook:
     def _leases(self) -> list[Lease]:
         return [lease for entry in self._lenders.values() for lease in entry.leases.values()]
 
-    def _open_leases(self, entry: _Lender, borrower: str) -> list[Lease]:
-        """Leases that are not recalled, those of low segments first: pages are taken from low ones."""
-        own = [entry.leases[s] for s in sorted(entry.leases) if entry.leases[s].borrower == borrower]
+    def _open_leases(self, entry: _Lender, borrower: str, lowest: int = 0) -> list[Lease]:
+        """Leases from segment `lowest` on that are not recalled, those of low segments first: pages are taken
+        from low ones."""
+        numbers = [number for number in sorted(entry.leases) if number >= lowest]
+        own = [entry.leases[number] for number in numbers if entry.leases[number].borrower == borrower]
         return [lease for lease in own if lease.recall is None]
 
     def _share(self, entry: _Lender, borrower: str | None = None) -> int:

@@ -63,7 +63,7 @@ class Withdrawals:
         return len(taken)
 
     def _recall(self, lender: Lender, count: int) -> int:
-        recalled = self._book.recall(lender.name, count)
+        recalled = self._book.recall(lender.name, count, lowest=1)
         for lease in recalled:
             lender.leaving.add(lease.segment)
             self._open_recall(lender, lease)

@@ -53,6 +53,17 @@ def test_contexts_that_nobody_presses_are_moved_aside() -> None:
     check_outputs(lending, "m1", wanted)
 
 
+def test_the_first_segment_stays_whoever_holds_it() -> None:
+    """Runners map a lender's memory from there on."""
+    lending = LendingRig(local=(40, 40), lenders=(12,), host=400)
+    lending.lending.lease(201, 1)  # one for m2, and the others for m1
+    lending.lending.lease(200, 8)
+    lending.lending.resize("l1", 1)
+    lending.tick()
+    lender = lending.lending.lenders["l1"]
+    assert lender.withdrawn | lender.leaving == {1, 2}
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_random_sizes_under_load(seed: int) -> None:
     source = random.Random(seed)

@@ -54,6 +54,14 @@ def test_recalls_take_in_turn_from_whoever_holds_most() -> None:
     assert taken.count("b") == 1
 
 
+def test_recalls_leave_low_segments_to_whoever_has_them() -> None:
+    made = book(3)
+    made.borrow("l", "z", 1, 0)
+    made.borrow("l", "a", 2, 0)
+    assert [lease.segment for lease in made.recall("l", 3, lowest=1)] == [2, 1]
+    assert [lease.segment for lease in made.recall("l", 3)] == [0]
+
+
 def test_the_highest_segments_are_withdrawn_but_never_the_first() -> None:
     made = book(4)
     assert made.withdraw("l", 2) == [2, 3]
