@@ -36,13 +36,17 @@ from typing import Protocol
 import numpy as np
 
 from engine.memory.transfer import CompletedMove, PageRuns, TransferError, page_runs
-from engine.memory.transfer_lanes import Batch, Lane, ListedMove, PageList
+from engine.memory.transfer_lanes import Batch, ListedMove, PageList
 from engine.memory.transfer_paths import CudaPool, MoveStream, Path, PathLane, make_lane, path_of, sender_of
 from engine.messages import Move
 
 # How far the device may be behind with a kernel for small pages: it is launched while nothing computes, when
 # the runner's loop looks often, and a step may begin.
 AHEAD_KERNEL_BYTES = 2**30
+
+# Of a large move that finds its path idle, launched as it is queued: it lasts while a hundred more are. A
+# small one waits for the look that follows, and goes together with others.
+LARGE_MOVE_BYTES, BEGIN_BYTES = 2**24, 2**27
 
 # Launched at one look, or little more, so that launching does not hold up the next step. A kernel takes the
 # host as long as so many copies.
@@ -94,7 +98,6 @@ class CudaTransfers:
         self._make_stream = make_stream
         self._tuning = tuning or MoveTuning()
         self._lanes: dict[Path, dict[int, PathLane]] = {path: {} for path in Path}  # by sender
-        self._starting: list[Lane] = []  # at the last look
         self._num_open = 0
 
     @property
@@ -105,24 +108,36 @@ class CudaTransfers:
         return None
 
     def submit(self, move: Move) -> None:
-        """Queue a move; `completed` launches it. Raises TransferError."""
+        """Queue a move; `completed` launches it, but a large one that finds its path idle begins at once.
+        Raises TransferError, CudaError."""
         for pool in (move.src_pool, move.dst_pool):
             if pool not in self.pools:
                 raise TransferError(f"move {move.move_id} is of pool {pool}, which is not mapped")
         self._num_open += 1
-        self._lane_of(move).lane.push(move)
+        path_lane = self._lane_of(move)
+        was_idle = path_lane.lane.is_idle
+        path_lane.lane.push(move)
+        num_bytes = len(move.src_pages) * self.pools[move.src_pool].page_bytes
+        if was_idle and num_bytes >= LARGE_MOVE_BYTES:
+            while path_lane.lane.ahead_bytes < BEGIN_BYTES and self._launch(path_lane):
+                pass
 
     def completed(self) -> list[CompletedMove]:
         """Take what has arrived, then launch what is waiting. Of lanes that had nothing to do, the first that
         arrives is told before the rest is launched. Raises TransferError, CudaError."""
-        done = self._take_arrived()
         room, now_ns = TURN_COPIES, monotonic_ns()
         for each in self._all_lanes():
             each.lookahead.look(now_ns)
-        self._starting = [each.lane for each in self._all_lanes() if each.is_starting]
+        starting = [each for each in self._all_lanes() if each.is_starting]
+        first = self._take_arrived(starting)
+        done = first + self._take_arrived(self._all_lanes())
+
+        def has_news() -> bool:
+            return bool(first) or any(each.lane.has_arrived for each in starting)
+
         for lanes in self._lanes.values():
-            room -= self._fill(lanes.values(), room)
-        return done + self._take_arrived()
+            room -= self._fill(lanes.values(), room, has_news)
+        return done + self._take_arrived(self._all_lanes())
 
     def close(self) -> None:
         for each in self._all_lanes():
@@ -130,8 +145,8 @@ class CudaTransfers:
             each.copies.synchronize()
             each.kernels.synchronize()
 
-    def _take_arrived(self) -> list[CompletedMove]:
-        done = [move for each in self._all_lanes() for move in each.lane.completed()]
+    def _take_arrived(self, lanes: Iterable[PathLane]) -> list[CompletedMove]:
+        done = [move for each in lanes for move in each.lane.completed()]
         self._num_open -= len(done)
         return done
 
@@ -150,16 +165,18 @@ class CudaTransfers:
 
     # ------------------------------------------------------------------ launching
 
-    def _fill(self, lanes: Iterable[PathLane], room: int) -> int:
-        """Launch batches of lanes in turn, until all are ahead enough, it is `room` copies, or there is news;
-        how many copies it was."""
+    def _fill(self, lanes: Iterable[PathLane], room: int, has_news: Callable[[], bool]) -> int:
+        """Launch batches of lanes in turn, until all are ahead enough, it is `room` copies, or one was
+        launched and there is news to tell; how many copies it was."""
         num_copies, waiting = 0, deque(lanes)
-        while waiting and num_copies < room and not any(lane.has_arrived for lane in self._starting):
+        while waiting and num_copies < room:
             each = waiting.popleft()
             launched = self._launch(each)
             if launched:
                 num_copies += launched
                 waiting.append(each)
+                if has_news():
+                    break
         return num_copies
 
     def _launch(self, path_lane: PathLane) -> int:

@@ -131,6 +131,12 @@ class Lane:
         self._launched: deque[_Launched] = deque()
         self._duration_ms = 0.0  # of the oldest launched move: of its pieces that have arrived
         self.ahead_bytes = 0  # launched, and not seen to have arrived
+        self.is_fresh = True  # nothing has been seen to arrive since it last had nothing to do
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is waiting or on its way."""
+        return not self.has_waiting and not self._launched
 
     @property
     def has_waiting(self) -> bool:
@@ -167,6 +173,7 @@ class Lane:
 
     def launch(self, batch: Batch, num_bytes: int, start: Mark, end: Mark) -> None:
         """Note that a batch lies between two marks of a stream."""
+        self.is_fresh = self.is_fresh or not self._launched
         self._launched.append(_Launched(batch, num_bytes, start, end))
         self.ahead_bytes += num_bytes
 
@@ -176,6 +183,7 @@ class Lane:
         done = []
         while self._launched and self._launched[0].end.query():
             launched = self._launched.popleft()
+            self.is_fresh = False
             self.ahead_bytes -= launched.num_bytes
             page_ms = launched.start.elapsed_time(launched.end) / launched.batch.num_pages
             for piece in launched.batch.pieces:

@@ -87,8 +87,8 @@ class PathLane:
 
     @property
     def is_starting(self) -> bool:
-        """Whether nothing is on its way, and looks at what has arrived come often."""
-        return not self.lane.ahead_bytes and self.lookahead.is_short
+        """Whether the first that arrives is still to be told, and looks at what has arrived come often."""
+        return (not self.lane.ahead_bytes or self.lane.is_fresh) and self.lookahead.is_short
 
     def batch_pages(self, page_bytes: int) -> int:
         return max(1, min(self.batch_bytes // page_bytes, BATCH_PAGES))

@@ -75,6 +75,13 @@ class FakeCompute:
         return self.is_idle
 
 
+@pytest.fixture
+def begins_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moves of eight pages are large, and so are batches between GPUs of as many."""
+    monkeypatch.setattr(transfer_cuda, "LARGE_MOVE_BYTES", 8 * PAGE_BYTES)
+    monkeypatch.setattr(transfer_paths, "BATCH_PEER_BYTES", 8 * PAGE_BYTES)
+
+
 class Rig:
     """GPU 0 with a pool, two lenders' and the host's; `senders` may send for it."""
 
@@ -235,20 +242,49 @@ def test_lenders_on_one_path_take_turns_at_being_launched(monkeypatch: pytest.Mo
     rig.finish()
 
 
-def test_what_arrives_while_an_idle_lane_is_filled_is_told_before_the_rest_is_launched(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(transfer_paths, "BATCH_PEER_BYTES", 8 * PAGE_BYTES)
+@pytest.mark.usefixtures("begins_at_once")
+def test_a_large_move_begins_at_once_and_what_arrives_is_told_before_the_rest_is_launched() -> None:
     rig = Rig()
-    first, *others = (rig.submit(PEER, LOCAL, *scattered(0)) for _ in range(4))
+    first, second, *others = (rig.submit(PEER, LOCAL, *scattered(0)) for _ in range(6))
+    assert rig.launched() == {1: ["8 copies"]}, "the first, at once"
     remote = next(stream for stream in rig.streams if stream.device == 1)
     remote.is_prompt = True
-    assert rig.completed() == [first]
-    assert rig.launched() == {1: ["8 copies"]}
+    assert rig.completed() == [first, second]
+    assert rig.launched() == {1: ["8 copies"]}, "it arrived, so no more was launched"
     remote.is_prompt = False
     assert rig.completed() == []
-    assert rig.launched() == {1: ["8 copies"] * 3}, "nothing arrived, so all was launched"
+    assert rig.launched() == {1: ["8 copies"] * 4}, "nothing arrived, so all was launched"
     assert rig.finish() == others
+
+
+@pytest.mark.usefixtures("begins_at_once")
+def test_what_arrived_while_more_was_queued_is_told_before_more_than_one_batch_is_launched() -> None:
+    rig = Rig()
+    first, *others = (rig.submit(PEER, LOCAL, *scattered(0)) for _ in range(6))
+    assert rig.launched() == {1: ["8 copies"]}
+    for stream in rig.streams:
+        stream.synchronize()
+    assert rig.completed() == [first]
+    assert rig.launched() == {1: ["8 copies"]}, "the link is not left with nothing to do"
+    assert rig.completed() == []
+    assert rig.launched() == {1: ["8 copies"] * 4}
+    assert rig.finish() == others
+
+
+@pytest.mark.usefixtures("begins_at_once")
+def test_a_large_move_begins_with_no_more_than_a_part_and_a_small_one_waits_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transfer_paths, "BATCH_HOST_BYTES", 2 * PAGE_BYTES)
+    monkeypatch.setattr(transfer_cuda, "BEGIN_BYTES", 4 * PAGE_BYTES)
+    rig = Rig()
+    large = [rig.submit(HOST, LOCAL, *scattered(0)) for _ in range(2)]
+    assert rig.launched() == {0: ["2 copies"] * 2}
+    small = [rig.submit(PEER, LOCAL, [page], [page + 1]) for page in (0, 2, 4)]
+    assert rig.launched() == {}
+    rig.completed()
+    assert rig.launched()[1] == ["3 copies"]
+    assert sorted(rig.finish()) == large + small
 
 
 def test_where_looks_are_rare_all_is_launched_whatever_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
