@@ -90,11 +90,11 @@ def uniforms(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 def sample(logits: torch.Tensor, draw: Draw) -> torch.Tensor:
     """Token ids int64 `[n]` for float32 `logits` `[n, vocab]`."""
     is_greedy = draw.temperature == 0
-    scaled = logits / torch.where(is_greedy, 1.0, draw.temperature)[:, None]
+    scaled = logits - logits.amax(dim=-1, keepdim=True)  # first: no temperature is too low for what is left
+    scaled.div_(torch.where(is_greedy, 1.0, draw.temperature)[:, None])
     for truncation in draw.truncations:
         truncate(scaled, truncation)
-    weights = scaled.sub_(scaled.amax(dim=-1, keepdim=True)).exp_()
-    drawn = draw_by_weight(weights, uniforms(draw.seeds, draw.positions))
+    drawn = draw_by_weight(scaled.exp_(), uniforms(draw.seeds, draw.positions))
     return torch.where(is_greedy, logits.argmax(dim=-1), drawn)
 
 

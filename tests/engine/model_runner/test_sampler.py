@@ -98,6 +98,14 @@ def test_samples_follow_the_distribution() -> None:
     assert chi_square < 31.3  # 11 degrees of freedom, p = 0.001
 
 
+@pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-3])
+def test_no_temperature_is_too_low_for_the_likeliest_token(temperature: float) -> None:
+    logits = torch.full((1, 1000), -40.0)
+    logits[0, 7] = 30.0
+    draw = Draw(torch.tensor([temperature]), torch.tensor([5]), torch.tensor([9]))
+    assert sample(logits, draw).tolist() == [7]
+
+
 def test_a_large_vocabulary_is_drawn_from_evenly_and_never_where_the_weight_is_zero() -> None:
     vocab, rows = 1500, 4000
     weights = torch.zeros(1, vocab)
