@@ -129,8 +129,8 @@ class Generation:
         }
 
     def finish_reasons(self) -> list[str]:
-        """Of every choice, for the metrics: one that did not end by itself was aborted."""
-        return [choice.finish_reason or "abort" for choice in self.choices]
+        """Of every choice, for the metrics: one that did not end by itself has failed, or was aborted."""
+        return [choice.finish_reason or _unfinished(choice.prompt) for choice in self.choices]
 
 
 class Generations:
@@ -212,6 +212,10 @@ def expand_prompts(
         PromptSpec(prompt_id=f"{request_id}-{index}", input_ids=ids, sampling=sampling)
         for index, (ids, sampling) in enumerate(pairs)
     ]
+
+
+def _unfinished(prompt: OpenPrompt) -> str:
+    return "error" if prompt.finish is FinishReason.ERROR else "abort"
 
 
 def _failure(prompt: OpenPrompt) -> ApiError:

@@ -1,9 +1,10 @@
 """What /metrics shows."""
 
+import asyncio
 import re
 
 from engine.messages import Sample
-from tests.api.harness import run, running_api
+from tests.api.harness import run, running_api, until
 
 
 def test_requests_are_counted_under_vllms_names() -> None:
@@ -25,6 +26,20 @@ def test_requests_are_counted_under_vllms_names() -> None:
             assert float(values['vllm:request_success_total{finished_reason="stop",model_name="fake"}']) == 1
             assert float(values['fairslice:http_errors_total{status="400"}']) == 1
             assert float(values["fairslice:slices_total"]) == 3
+
+    run(test())
+
+
+def test_a_prompt_that_fails_is_told_from_one_that_is_aborted() -> None:
+    async def test() -> None:
+        async with running_api(paused=True) as api:
+            failing = asyncio.create_task(api.complete())
+            await until(lambda: api.engine.running)
+            api.engine.fail_all("no such luck")
+            assert (await failing).status == 500
+            text = (await api.get("/metrics")).body.decode()
+            assert 'vllm:request_success_total{finished_reason="error",model_name="fake"} 1.0' in text
+            assert 'finished_reason="abort"' not in text
 
     run(test())
 
