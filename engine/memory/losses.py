@@ -41,7 +41,7 @@ class Losses:
         released = self._mirrors.drop_all(context)
         self._counters.redundant_pages += released
         self._local.recount(context)
-        self._refile(context)
+        self.refile(context)
         return released
 
     def lose_bytes(self, context: Context, extents: list[Extent]) -> None:
@@ -67,7 +67,7 @@ class Losses:
         if missing:
             self.forget_from(context, min(missing) * page_tokens)
         self._local.recount(context)
-        self._refile(context)
+        self.refile(context)
 
     def forget_from(self, context: Context, position: int) -> None:
         """Positions from this one on have to be recomputed; all of the context's own, if a window has moved
@@ -87,7 +87,8 @@ class Losses:
         if self.cache is not None and not context.is_growing:
             self.cache.shortened(context)
 
-    def _refile(self, context: Context) -> None:
+    def refile(self, context: Context) -> None:
+        """The context, if no prompt needs it, may have its pages elsewhere than before."""
         if self.cache is not None:
             self.cache.cached.refile(context)
 

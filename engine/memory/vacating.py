@@ -52,6 +52,7 @@ class Vacating:
         if context.num_local and context.is_dirty and not has_place and not context.is_family_moving():
             self._local.release(context)
             self._losses.forget_from(context, context.mirrored)
+        self._losses.refile(context)
         return []
 
     def finish(self, done: OpenMove) -> None:

@@ -18,9 +18,10 @@ LOCAL, OTHER, PEER, HOST = 1, 2, 3, 4
 PAGE = FULL.page_tokens
 
 
-def make_store(layout=FULL, local=40, other=24, host=50, peer=0):
+def make_store(layout=FULL, local=40, other=24, host=50, peer=0, segment_pages=None):
     store = ContextStore(layout, shares_prefixes=True)
-    store.add_local_pool(PagePool(LOCAL, local, layout.page_bytes, first=1))
+    segment_bytes = segment_pages and segment_pages * layout.page_bytes
+    store.add_local_pool(PagePool(LOCAL, local, layout.page_bytes, first=1, segment_bytes=segment_bytes))
     store.add_local_pool(PagePool(OTHER, other, layout.page_bytes, first=1))
     if peer:
         store.add_tier(PagePool(PEER, peer, layout.page_bytes), "lender")
@@ -210,6 +211,19 @@ def test_moves_of_cached_mirrors_that_are_lost_leave_them_where_they_were():
     assert tiers_of(context) == [PEER]
     finish(store, store.mirror_cached(LOCAL))
     assert tiers_of(context) == [HOST]
+
+
+def test_what_leaves_a_pool_that_shrinks_sleeps_and_gives_way_as_such():
+    store = make_store(local=11, peer=20, segment_pages=4)
+    asleep = serve(store, list(range(33)))
+    finish(store, store.mirror_cached(LOCAL))
+    store.vacate(LOCAL, 2)
+    assert store.empty_segments(LOCAL) == []  # there is no room to move it aside
+    assert (asleep.home, asleep.mirrored) == (None, 32)
+    store.check_integrity()
+    latest = serve(store, [9] * 17)
+    assert store._prefixes.make_room_in(store.tiers[PEER], 20, latest)
+    assert find(store, pack_tokens(range(33))).end == 0
 
 
 def test_joining_can_be_undone():
