@@ -131,15 +131,19 @@ class CalledTool(Strict, frozen=True, kw_only=True):
     id: str
     function: CalledFunction
     type: Literal["function"] = "function"
+    index: int | None = None  # accepted, no effect: its place in a stream
 
 
 class ChatTurn(Strict, frozen=True, kw_only=True):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     name: str | None = None
-    refusal: str | None = None  # accepted in an assistant's turn as our own answers have it
     tool_calls: Annotated[list[CalledTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_call_id: str | None = None
+    refusal: str | None = None  # accepted, no effect, as are the following: OpenAI's clients send answers back
+    annotations: list[object] | None = None
+    audio: None = None
+    function_call: None = None
 
     @property
     def text(self) -> str:
@@ -193,6 +197,7 @@ class ResponseItem(Strict, frozen=True, kw_only=True):
     type: Literal["message"] = "message"
     id: str | None = None  # accepted, no effect
     status: str | None = None  # accepted, no effect
+    phase: str | None = None  # accepted, no effect
 
     def turn(self) -> ChatTurn:
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)

@@ -54,6 +54,24 @@ def test_chat() -> None:
     with_client(test)
 
 
+def test_answers_are_taken_back_with_every_field_that_the_client_gives_them() -> None:
+    call = {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+    async def test(api: Api, client: AsyncOpenAI) -> None:
+        answer = await client.chat.completions.create(model="fake", messages=MESSAGES)  # type: ignore[arg-type]
+        said = answer.choices[0].message.model_dump()
+        assert {"annotations", "audio", "function_call"} <= said.keys()
+        messages = [*MESSAGES, said | {"tool_calls": [call]}]
+        messages += [{"role": "tool", "tool_call_id": "a", "content": "x"}]
+        await client.chat.completions.create(model="fake", messages=messages)  # type: ignore[arg-type]
+        response = await client.responses.create(model="fake", input="Say it")
+        items = [item.model_dump() for item in response.output]
+        again = [*MESSAGES, *items, *MESSAGES]
+        await client.responses.create(model="fake", input=again)  # type: ignore[arg-type]
+
+    with_client(test)
+
+
 def test_thoughts_are_content() -> None:
     async def test(api: Api, client: AsyncOpenAI) -> None:
         answer = await client.chat.completions.create(model="fake", messages=MESSAGES)  # type: ignore[arg-type]
