@@ -140,7 +140,7 @@ class ChatTurn(Strict, frozen=True, kw_only=True):
     name: str | None = None
     tool_calls: Annotated[list[CalledTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_call_id: str | None = None
-    refusal: str | None = None  # accepted, no effect, as are the following: OpenAI's clients send answers back
+    refusal: str | None = None  # accepted, no effect, as are the following: clients send answers back
     annotations: list[object] | None = None
     audio: None = None
     function_call: None = None
