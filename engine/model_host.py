@@ -34,6 +34,7 @@ from engine.runner_client import RunnerClient
 from engine.runner_settings import load_message, max_batch, num_models_on
 from engine.scheduler import Scheduler
 from engine.scheduler_settings import make_scheduler
+from engine.silence import LOOK_S, SILENT_S, Silence
 
 log = logging.getLogger("fairslice.engine")
 
@@ -95,6 +96,7 @@ class ModelHost:
             async with asyncio.TaskGroup() as group:
                 for device in self._devices:
                     group.create_task(self._keep_runner(device))
+                group.create_task(self._end_silent())
         except* CannotServe as failures:
             raise failures.exceptions[0] from None
         finally:
@@ -172,6 +174,20 @@ class ModelHost:
             self._distrust(device)
         self._on_work()
         return (now_ns - since_ns) / 1e9
+
+    async def _end_silent(self) -> None:
+        """A runner that says nothing although prompts run there has failed like one that says so."""
+        silence = Silence()
+        while True:
+            await asyncio.sleep(LOOK_S)
+            states = self.scheduler.devices if self.scheduler is not None else {}
+            for device in self._devices:
+                state, runner = states.get(device.name), self.runners[device.name]
+                is_busy = state is not None and state.is_up and bool(state.running)
+                if silence.is_too_long(device.name, runner.messages_received, is_busy=is_busy):
+                    reason = f"it has said nothing for {SILENT_S:.0f} s while prompts ran there"
+                    self._on_fault(device, Fault(reason=reason, pool_trusted=False))
+                    runner.kill()
 
     def _distrust(self, device: DeviceConfig) -> None:
         """Nobody is to use what it has in the device's pool: at once when a fault is reported, and once more

@@ -84,6 +84,12 @@ class RunnerClient:
         if self._stream is not None:
             self._stream.send(message)
 
+    def kill(self) -> None:
+        """End the process at once, whatever it waits for; `run` then returns."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):  # gone since
+                self._process.kill()
+
     def send_descriptors(self, descriptors: Sequence[int]) -> None:
         """Send the descriptors that belong to the `Attach` sent just before."""
         assert self._descriptors is not None
@@ -118,6 +124,5 @@ class RunnerClient:
             async with asyncio.timeout(EXIT_GRACE_S):
                 return await process.wait()
         except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):  # gone since
-                process.kill()
+            self.kill()
             return await process.wait()

@@ -10,7 +10,20 @@ import pytest
 
 from engine.config import parse_config
 from engine.lenders import Lenders
-from engine.messages import CostModel, Fault, FromRunner, Load, Loaded, ModelCard, NoGrammars, Ready, Refused
+from engine.messages import (
+    CostModel,
+    Fault,
+    FromRunner,
+    Load,
+    Loaded,
+    ModelCard,
+    NoGrammars,
+    PromptSpec,
+    Ready,
+    Refused,
+    Sampling,
+    Submit,
+)
 from engine.model_host import CannotServe, ModelHost
 from engine.restarts import MAX_FAILED_STARTS
 from engine.scheduler import Scheduler
@@ -38,7 +51,7 @@ class ScriptedRunner:
 
     def __init__(self, name: str, on_message: Callable[[FromRunner], None]) -> None:
         self.on_message = on_message
-        self.messages_sent = 0
+        self.messages_sent = self.messages_received = 0
         self.gone = asyncio.Event()
         self.made.append(self)
 
@@ -52,6 +65,9 @@ class ScriptedRunner:
 
     def send(self, message: msgspec.Struct) -> None:
         self.messages_sent += 1
+
+    def kill(self) -> None:
+        self.gone.set()
 
     def send_descriptors(self, descriptors: list[int]) -> None:
         """Nobody takes them."""
@@ -207,6 +223,34 @@ def test_a_runner_that_refuses_after_it_served_is_tried_again(
         await asyncio.gather(running, return_exceptions=True)
 
     asyncio.run(lose_one())
+
+
+def test_a_runner_that_says_nothing_while_prompts_run_there_is_replaced(
+    runners: type[ScriptedRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.model_host.LOOK_S", 0.001)
+    monkeypatch.setattr("engine.silence.SILENT_S", 20.0)  # looks
+
+    async def fall_silent() -> None:
+        host = make_host()
+        running = asyncio.create_task(host.run())
+        await until(lambda: host.is_ready)
+        assert host.scheduler is not None
+        spec = PromptSpec(prompt_id="p", input_ids=[1, 2, 3], sampling=Sampling(max_tokens=4))
+        host.scheduler.submit("api", Submit(request_id="r", model="m", prompts=[spec]), spec, 0)
+        host.send_plans()
+        (device,) = host.scheduler.devices.values()
+        assert device.running
+        await until(lambda: len(runners.made) == 2 and not host.is_recovering)
+        assert runners.made[0].gone.is_set()
+        (prompt,) = host.scheduler.prompts.values()
+        assert prompt.finish is None
+        await asyncio.sleep(0.1)  # it waits: the new runner has nothing to say
+        assert len(runners.made) == 2
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(fall_silent())
 
 
 def test_after_a_fault_nothing_more_is_read_from_its_pool_before_the_runner_has_ended(
