@@ -27,6 +27,7 @@ from api.request_log import RequestLog
 BACKLOG = 4096
 MAX_HEADER_BYTES = 64 * 1024
 KEEP_ALIVE_S = 75.0
+ABORT_S = 1.0  # for the tasks of connections that were closed at once
 
 
 class PortError(Exception):
@@ -181,7 +182,7 @@ class HttpServer:
         for transport in self._connections.values():
             transport.abort()
         if self._connections:
-            await asyncio.wait(self._connections, timeout=grace_s)
+            await asyncio.wait(self._connections, timeout=ABORT_S)
         for task in self._connections:
             task.cancel()
 

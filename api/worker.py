@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 
 import uvloop
 from prometheus_client import disable_created_metrics
@@ -83,15 +84,16 @@ async def serve(config: Config, sock: socket.socket, *, announces: bool) -> None
 
 
 async def shut_down(server: HttpServer, services: Services) -> None:
-    """No new work; what runs may finish for `drain_s`; then everything is ended, read or not."""
+    """No new work; what runs may finish for `drain_s`, and be read; then everything is ended, read or not."""
     drain_s = services.config.server.drain_s
+    end_s = time.monotonic() + drain_s
     services.generations.is_draining = True
     logger.info("shutting down: %d requests may finish for %.0f s", len(services.generations), drain_s)
     if not await services.generations.wait_idle(drain_s):
         logger.warning("ending %d requests that did not finish in time", len(services.generations))
         services.streams.cut_stuck()
         services.generations.interrupt_all(unavailable("The server is shutting down", "shutting_down"))
-    await server.close(CLOSE_GRACE_S)
+    await server.close(max(CLOSE_GRACE_S, end_s - time.monotonic()))
 
 
 def _parent_gone(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from typing import cast
 
 import msgspec
 import pytest
@@ -245,6 +246,25 @@ def test_a_drain_waits_for_a_request_that_the_engine_has_not_answered_yet() -> N
             assert await generations.wait_idle(10)
             assert (await asking).status == 200
             api.check_clean()
+
+    run(test())
+
+
+def test_a_drain_lets_a_slow_reader_have_a_whole_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.worker.CLOSE_GRACE_S", 0.0)
+
+    async def test() -> None:
+        async with running_api(cards=[BIG], script=flood, per_step=NUM_FLOOD) as api:
+            body = {"model": "fake", "prompt": "x", "max_tokens": NUM_FLOOD}
+            reader, writer = await api.send("POST", "/v1/completions", body, reads=False)
+            await until(lambda: api.engine.submits and not len(api.services.generations), 20)
+            ending = asyncio.create_task(shut_down(api.server, api.services))
+            await asyncio.wait([ending], timeout=0.1)
+            cast(asyncio.ReadTransport, writer.transport).resume_reading()
+            answer = parse_answer(await reader.read())
+            assert len(answer.body) > NUM_FLOOD
+            await ending
+            writer.close()
 
     run(test())
 
