@@ -1,5 +1,5 @@
-"""Notices runners that say nothing any more. A device that hangs ends no process, and who runs there would wait
-for ever.
+"""Notices runners that say nothing any more: a device that hangs ends no process, and who runs there would
+wait for ever.
 
 Only time in which we looked counts: a machine that was asleep, or a container that was paused, ends nothing.
 """
