@@ -51,7 +51,8 @@ class Copying:
             table, first = group.local, group.live_from
             absent_end = table.first if table.num_pages and table.first < valid else valid
             added = table.fill(pool, first, last, context)
-            group.arriving_end = absent_end
+            if not context.fetches or absent_end > group.arriving_end:  # what an earlier turn was to have
+                group.arriving_end = absent_end  # may be arriving still
             if first < absent_end:  # rule 2 keeps lists good that are the mirror's own
                 pair(paths, _sources(group, first, absent_end), added[: absent_end - first])
         if not paths:

@@ -57,6 +57,25 @@ def test_nothing_changes_when_there_is_no_room():
     assert first.num_local == 0
 
 
+def test_what_is_on_its_way_for_an_earlier_turn_is_lost_with_its_runner():
+    store = make_store()
+    context = store.open()
+    run(store, context, 8)
+    finish(store, store.mirror(context, whole=True))
+    run(store, store.open(), 40)  # pushes it out
+    store.close(next(each for each in store.contexts if each is not context))
+    (move,) = store.prepare(context, LOCAL, 12)
+    store.stop(context)  # before it has arrived
+    assert store.prepare(context, LOCAL, 12) == []
+    assert store.awaited(context) == [move.move_id]
+    store.lose_moves(LOCAL)
+    store.stop(context)
+    assert context.num_local == 0
+    store.check_integrity()
+    (again,) = store.prepare(context, LOCAL, 12)
+    assert again.src_pages == move.src_pages
+
+
 def test_a_large_context_is_evicted_as_far_as_is_needed():
     store = make_store(local=302, host=400)
     first, second = store.open(), store.open()
