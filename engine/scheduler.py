@@ -201,9 +201,11 @@ class Scheduler:
         """Nothing of these contexts is to be trusted: prompts are recomputed, what is cached is given up."""
         for prompt in [p for p in self.prompts.values() if p.context in contexts and p.finish is None]:
             self._endings.start_over(prompt, now_ns)
-        for context in contexts:
+        for context in sorted(contexts, key=lambda context: (not context.is_growing, context.serial)):
             if not context.is_growing:
                 self.store.abandon(context)
+            elif not context.is_closing:
+                self.store.close(context)  # its prompt has ended, and the runner has not said so yet
         self.needs_plan = True
 
     def on_report(self, name: str, report: Report, now_ns: int) -> None:

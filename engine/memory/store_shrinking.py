@@ -37,7 +37,8 @@ class ShrinkingStore(PrefixStore):
             self._losses.lose_bytes(context, extents)
 
     def entangled(self, pool_id: int) -> set[Context]:
-        """Contexts with a move in flight that hold pages of this tier, or are about to."""
+        """Contexts with a move in flight that hold pages of this tier, or are about to, and all that continue
+        them."""
         holders = {
             holder
             for number in self.tiers[pool_id].segments
@@ -49,7 +50,7 @@ class ShrinkingStore(PrefixStore):
             bad = entangled.union(holders) if context.moves_in_flight else entangled
             if not bad.isdisjoint(context.ancestors()):
                 entangled.add(context)
-        return entangled
+        return entangled.union(*[context.descendants() for context in entangled])
 
     # ------------------------------------------------------------------ local pools that shrink
 
@@ -92,10 +93,11 @@ class ShrinkingStore(PrefixStore):
                 self.drop(context)
 
     def coming_from(self, pool_id: int) -> set[Context]:
-        """Contexts that are being moved out of this pool to another device, and such as are on the move and
-        continue others that are in this pool."""
+        """Contexts that are being moved out of this pool to another device, and such as are on the move, do
+        not run, and continue others that are in this pool."""
         coming = set(self._departures.coming_from(pool_id))
         for context in self.contexts:
-            if context.moves_in_flight and any(each.home == pool_id for each in context.ancestors()):
+            is_on_the_move = context.moves_in_flight and not context.is_running
+            if is_on_the_move and any(each.home == pool_id for each in context.ancestors()):
                 coming.add(context)
         return coming

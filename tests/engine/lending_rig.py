@@ -15,13 +15,13 @@ SEGMENT_BYTES = SEGMENT_PAGES * FULL.page_bytes
 
 
 class LendingRig:
-    """Models "m1", "m2", ... on devices "d1", "d2", ... with `local` pages each, and lenders "l1", ...
-    without a model, with `lenders` pages. All pages have one size."""
+    """Models "m1", "m2", ..., each on a device with as many `local` pages, or on several, and lenders "l1",
+    ... without a model, with `lenders` pages. Devices are "d1", "d2", ...; all pages have one size."""
 
     def __init__(
         self,
         *,
-        local: Sequence[int],
+        local: Sequence[int | Sequence[int]],
         lenders: Sequence[int] = (),
         host: int = 400,
         seed: int = 0,
@@ -33,39 +33,42 @@ class LendingRig:
         self.lending = Lending(term_ns)
         self.now_ns = 1_000_000_000
         self.alive: set[str] | None = None
-        self.rigs = {
-            f"m{number}": Rig(
+        self.rigs: dict[str, Rig] = {}
+        self.model_of: dict[str, str] = {}  # by device
+        for number, sizes in enumerate(local, start=1):
+            rig = self.rigs[f"m{number}"] = Rig(
                 FULL,
-                local=(size,),
+                local=(sizes,) if isinstance(sizes, int) else sizes,
                 host=host,
                 seed=seed + number,
-                first_pool=number,
+                first_pool=len(self.model_of) + 1,
                 segment_pages=SEGMENT_PAGES,
                 placement=Placement(links),
                 shares_prefixes=shares_prefixes,
                 **changes,
             )
-            for number, size in enumerate(local, start=1)
-        }
+            self.model_of |= dict.fromkeys(rig.ledgers, f"m{number}")
         self._tiers = itertools.count(200)
         self.lending.tick(self.now_ns)
         for name, rig in self.rigs.items():
             self.lending.add_borrower(name, rig.store)
         for number, size in enumerate(lenders, start=1):
             self._add(f"l{number}", size, [[-8] * FULL.page_tokens for _ in range(size)], None)
-        for number, (model, rig) in enumerate(self.rigs.items(), start=1):
-            pool = rig.ledgers[f"d{number}"]
+        for device, model in self.model_of.items():
+            rig = self.rigs[model]
+            pool = rig.ledgers[device]
             owner = Owner(rig.store, pool, keep_pages=4, max_segments=1000)
-            self._add(f"d{number}", pool.num_pages, rig.pools[number], owner, model)
+            self._add(device, pool.num_pages, rig.pools[pool.pool_id], owner)
 
-    def _add(self, name, num_pages, memory, owner, own_model=None) -> None:
+    def _add(self, name, num_pages, memory, owner) -> None:
         self.lending.add_lender(name, name, num_pages // SEGMENT_PAGES, SEGMENT_BYTES, owner)
         for model, rig in self.rigs.items():
-            if model != own_model:
-                tier = next(self._tiers)
-                rig.pools[tier] = memory
-                pool = PagePool(tier, num_pages, FULL.page_bytes, segment_bytes=SEGMENT_BYTES, is_leased=True)
-                self.lending.connect(name, model, pool)
+            if rig.ledgers.keys() == {name}:
+                continue  # it has no other device that could borrow
+            tier = next(self._tiers)
+            rig.pools[tier] = memory
+            pool = PagePool(tier, num_pages, FULL.page_bytes, segment_bytes=SEGMENT_BYTES, is_leased=True)
+            self.lending.connect(name, model, pool)
 
     def tick(self) -> None:
         changes = self.lending.num_changes

@@ -7,7 +7,7 @@ import pytest
 from engine.messages import FinishReason, Sampling
 from engine.planner import MAX_DEFERRED
 from tests.engine.fake_runner import FULL, WINDOWED, generate
-from tests.engine.rig import Rig
+from tests.engine.rig import HOST, Rig
 
 
 def family(source, count, *, trunks=3, longest=60):
@@ -208,3 +208,36 @@ def test_a_prefix_behind_the_window_is_not_used():
     assert answer(rig, "short", [*prefix, 7]) == 0  # pages before it are gone
     ids += rig.outputs["long"]
     assert answer(rig, "next turn", [*ids, 7]) == len(ids) - 1
+
+
+@pytest.mark.parametrize("is_aborted", [False, True])
+@pytest.mark.parametrize("what_is_lost", ["device", "tier"])
+def test_a_prefix_in_use_is_lost_while_it_is_copied_out(what_is_lost, is_aborted):
+    rig = Rig(FULL, local=(60,))
+    prefix = list(range(20))
+    for number in range(2):
+        answer(rig, f"before {number}", [*prefix, 100 + number])
+    (shared,) = [context for context in rig.store.contexts if context.children]
+    answer(rig, "shorter", [*prefix[:8], 102])  # so that what they share has a parent
+    runner = rig.runners["d1"]
+    runner.move_ticks = 10**6
+    runner._moves += rig.store.mirror(shared, whole=True)
+    rig.submit("p", [*prefix, 103], 12)
+    rig.tick()
+    assert shared.parent is not None
+    assert shared.moves_in_flight
+    assert shared.is_running
+    if is_aborted:
+        rig.abort("p")  # the runner has not heard of it
+    if what_is_lost == "device":
+        rig.fault_runner("d1", 3)
+        rig.start_runner("d1")
+    else:
+        rig.scheduler.distrust_tier(HOST, rig.now_ns)
+        for number in rig.store.tiers[HOST].segments:
+            rig.store.lose_segment(HOST, number)
+        runner.move_ticks = 1
+    rig.scheduler.check_integrity()
+    rig.flush()
+    rig.run()
+    check_outputs(rig, {} if is_aborted else {"p": ([*prefix, 103], 12)})

@@ -226,6 +226,22 @@ def test_what_leaves_a_pool_that_shrinks_sleeps_and_gives_way_as_such():
     assert find(store, pack_tokens(range(33))).end == 0
 
 
+def test_what_continues_a_context_that_is_entangled_is_so_too():
+    store = make_store(peer=2)
+    serve(store, [*range(20), *[50] * 5])
+    above = serve(store, [*range(8), *[60] * 5]).parent
+    finish(store, store.mirror(above, whole=True))
+    prompt = Prompt([*range(20), 70, 71], store.open())
+    join(store, prompt)
+    between = prompt.context.parent
+    assert between.parent is above
+    (move,) = store.mirror(between, whole=True)
+    assert move.dst_pool == HOST
+    store.prepare(prompt.context, LOCAL, 22)
+    assert store.entangled(PEER) == {between, *between.children}
+    assert prompt.context in between.children
+
+
 def test_joining_can_be_undone():
     store = make_store()
     cached = serve(store, list(range(20)))
