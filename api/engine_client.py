@@ -29,6 +29,7 @@ from engine.messages import (
     Tokens,
     Welcome,
 )
+from engine.restarts import MAX_QUICK_ENDS
 from engine.wire import MessageStream
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ ADMISSION_WAIT_S = 10.0  # and this long for its answer
 STATS_WAIT_S = 2.0
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 1.0
+MAX_ENGINES = MAX_QUICK_ENDS - 1  # may end in a row at one request, before one more would be given up
 ABORT_MEMORY_S = 10.0  # an abort that was sent so shortly before a connection broke may not have arrived
 
 
@@ -195,9 +197,24 @@ class EngineClient:
 
     def _on_close(self, error: Exception | None) -> None:
         logger.warning("lost the engine: %s", error or "connection closed")
+        self._give_up_deadly()
         self._stream = None
         self._welcomed.clear()
         self._closed.set()
+
+    def _give_up_deadly(self) -> None:
+        """Whatever was submitted may be why the engine ended. What gets nowhere with one engine after the
+        other is failed, lest there be none for anybody."""
+        for request in [r for key, r in self._requests.items() if key not in self._unsent]:
+            request.num_engines_lost += 1
+            if request.num_engines_lost == MAX_ENGINES:
+                logger.error("giving up %s: no engine survives it", request.submit.request_id)
+                self._drop_prompts(request)
+                request.fail(f"the engine ended {MAX_ENGINES} times while it worked on this request")
+
+    def _drop_prompts(self, request: OpenRequest) -> None:
+        for prompt in request.prompts:
+            self._prompts.pop(prompt.spec.prompt_id, None)
 
     def _send_abort(self, prompt_ids: list[str]) -> None:
         """At once, and again on the next connection: the engine may not have read it, or may be away and
@@ -251,6 +268,7 @@ class EngineClient:
             if prompt is None:
                 continue  # aborted, and the engine did not know it yet
             prompt.receive(delta)
+            prompt.request.num_engines_lost = 0
             if prompt.finish is not None:
                 del self._prompts[delta.prompt_id]
             prompt.request.wake()
@@ -259,8 +277,7 @@ class EngineClient:
         request = self._requests.get(message.request_id)
         if request is None:
             return
-        for prompt in request.prompts:
-            self._prompts.pop(prompt.spec.prompt_id, None)
+        self._drop_prompts(request)
         if request.admitted:
             request.fail(message.message)
         else:

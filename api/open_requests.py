@@ -78,6 +78,7 @@ class OpenRequest:
         self.admitted = False
         self.refusal: ApiError | None = None
         self.rates: dict[str, RateState] = {}
+        self.num_engines_lost = 0  # in a row, since it came any further
         self._news = False
         self._waiter: asyncio.Future[None] | None = None
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+from functools import partial
 from typing import cast
 
 import msgspec
 import pytest
 
 from api import streams
+from api.engine_client import MAX_ENGINES
 from api.worker import shut_down
 from engine.config import ServerConfig
 from engine.messages import PromptSpec
@@ -82,6 +84,48 @@ def test_an_engine_that_dies_is_a_pause(stream: bool) -> None:
                 assert answer.json["choices"][0]["text"] == text
                 assert answer.json["usage"]["completion_tokens"] == 201
             api.check_clean()
+
+    run(test())
+
+
+def test_a_request_that_no_engine_survives_is_failed_at_last() -> None:
+    async def test() -> None:
+        async with running_api(paused=True) as api:
+            asking = asyncio.create_task(api.complete())
+            for _ in range(MAX_ENGINES):
+                await until(lambda: api.engine.running)
+                await api.engine.stop()
+                await until(lambda: not api.services.client.is_connected)
+                await api.engine.start()
+            answer = await asyncio.wait_for(asking, 10)
+            assert answer.status == 500
+            assert answer.json["error"]["message"].startswith("the engine ended 4 times")
+            await until(lambda: api.services.client.is_connected)
+            assert not api.engine.running
+            api.check_clean()
+
+    run(test())
+
+
+def test_a_token_shows_that_a_request_is_not_why_engines_end() -> None:
+    async def test() -> None:
+        async with running_api(paused=True) as api:
+            asking = asyncio.create_task(api.complete(max_tokens=20))
+            await until(lambda: api.engine.running)
+            (request,) = api.services.client._requests.values()
+
+            def has_come(num_tokens: int) -> bool:
+                return len(request.prompts[0].output_ids) == num_tokens
+
+            for count in range(MAX_ENGINES + 1):
+                await until(lambda: api.engine.running)
+                api.engine.step()
+                await until(partial(has_come, count + 1))
+                await api.engine.stop()
+                await until(lambda: not api.services.client.is_connected)
+                await api.engine.start()
+            api.engine.paused = False
+            assert (await asking).json["choices"][0]["text"] == "hello world"
 
     run(test())
 
