@@ -34,7 +34,9 @@ class ShrinkingStore(PrefixStore):
         """The bytes of a leased segment are gone. Contexts that hold some and are on the move (`entangled`)
         have been closed; what the others had nowhere else will be recomputed."""
         for context, extents in self._mirrors.extents_in(pool_id, number).items():
-            self._losses.lose_bytes(context, extents)
+            still = [extent for extent in extents if extent in extent.segment.extents]
+            if still:  # the loss of one context may have taken others along
+                self._losses.lose_bytes(context, still)
 
     def entangled(self, pool_id: int) -> set[Context]:
         """Contexts with a move in flight that hold pages of this tier, or are about to, and all that continue

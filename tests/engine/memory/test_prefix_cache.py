@@ -242,6 +242,25 @@ def test_what_continues_a_context_that_is_entangled_is_so_too():
     assert prompt.context in between.children
 
 
+def test_what_is_lost_takes_along_what_continues_it():
+    store = make_store(local=15, host=0, peer=20)
+    serve(store, list(range(25)))
+    prompt = Prompt([*range(20), *range(70, 80)], store.open())
+    join(store, prompt)
+    store.prepare(prompt.context, LOCAL, 29)
+    prompt.context.computed = 29
+    store.stop(prompt.context)
+    for context in (prompt.context.parent, prompt.context):
+        finish(store, store.mirror(context, whole=True))
+    other = store.open()
+    store.prepare(other, LOCAL, 56)
+    assert (prompt.context.home, prompt.context.parent.home) == (None, None)
+    store.lose_segment(PEER, 0)
+    assert (prompt.context.computed, prompt.context.parent) == (0, None)
+    assert set(store.contexts) == {prompt.context, other}
+    store.check_integrity()
+
+
 def test_joining_can_be_undone():
     store = make_store()
     cached = serve(store, list(range(20)))
