@@ -52,6 +52,7 @@ class ChatTemplate:
         self.tool_style = next((style for style in STYLES if taught and style.opening in source), None)
         if taught and self.tool_style is None and '"parameters"' in source:
             self.tool_style = LLAMA  # some of its templates do not name the tag
+        self.knows_developers = "developer" in source
         self._special_tokens = special_tokens
 
     def render(

@@ -60,7 +60,10 @@ def tool_use(body: ChatRequest, tools: Sequence[Tool], template: ChatTemplate | 
 def template_messages(
     turns: Sequence[ChatTurn], tools: Sequence[Tool], template: ChatTemplate | None
 ) -> list[ChatMessage]:
-    """The conversation as a template takes it; one that knows nothing of tools gets them as text."""
+    """The conversation as a template takes it; one that knows nothing of tools gets them as text. What a
+    developer says is the system's for one that knows none, and might leave it out without a word."""
+    if template is None or not template.knows_developers:
+        turns = [_without_developer(turn) for turn in turns]
     if template is not None and template.tool_style is not None:
         return [_message(turn) for turn in turns]
     messages = [_plain_message(turn) for turn in turns]
@@ -84,6 +87,10 @@ def tool_value(tool: Tool) -> dict[str, object]:
             "parameters": function.parameters or {"type": "object", "properties": {}},
         },
     }
+
+
+def _without_developer(turn: ChatTurn) -> ChatTurn:
+    return msgspec.structs.replace(turn, role="system") if turn.role == "developer" else turn
 
 
 def _message(turn: ChatTurn) -> ChatMessage:

@@ -204,5 +204,17 @@ def test_a_template_that_knows_tools_gets_them_as_values() -> None:
     assert messages[2]["tool_call_id"] == "1"
 
 
+@pytest.mark.parametrize("source", ["{{ messages }}", QWEN, None])
+def test_what_a_developer_says_is_the_systems_where_the_template_knows_no_developers(
+    source: str | None,
+) -> None:
+    turns = [ChatTurn(role="developer", content="Be brief."), ChatTurn(role="user", content="x")]
+    template = None if source is None else ChatTemplate(source, {})
+    messages = template_messages(turns, [], template)
+    assert messages[0] == {"role": "system", "content": "Be brief."}
+    knowing = ChatTemplate("developer {{ messages }}", {})
+    assert template_messages(turns, [], knowing)[0]["role"] == "developer"
+
+
 def _turn(value: dict[str, Any]) -> ChatTurn:
     return msgspec.convert(value, ChatTurn)
