@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 from engine.memory.lender import Owner
 from engine.memory.lending import Lending
+from engine.memory.page import PageLayout
 from engine.memory.placement import Links, Placement
 from engine.memory.pool import PagePool
 from tests.engine.fake_runner import FULL
 from tests.engine.rig import STEP_NS, Rig
 
 SEGMENT_PAGES = 4
-SEGMENT_BYTES = SEGMENT_PAGES * FULL.page_bytes
 
 
 class LendingRig:
@@ -27,9 +27,11 @@ class LendingRig:
         seed: int = 0,
         term_ns: int = 10**12,
         links: Links | None = None,
+        layout: PageLayout = FULL,
         shares_prefixes: bool = False,
         **changes,
     ) -> None:
+        self.layout = layout
         self.lending = Lending(term_ns)
         self.now_ns = 1_000_000_000
         self.alive: set[str] | None = None
@@ -37,7 +39,7 @@ class LendingRig:
         self.model_of: dict[str, str] = {}  # by device
         for number, sizes in enumerate(local, start=1):
             rig = self.rigs[f"m{number}"] = Rig(
-                FULL,
+                layout,
                 local=(sizes,) if isinstance(sizes, int) else sizes,
                 host=host,
                 seed=seed + number,
@@ -53,7 +55,7 @@ class LendingRig:
         for name, rig in self.rigs.items():
             self.lending.add_borrower(name, rig.store)
         for number, size in enumerate(lenders, start=1):
-            self._add(f"l{number}", size, [[-8] * FULL.page_tokens for _ in range(size)], None)
+            self._add(f"l{number}", size, [[-8] * layout.page_tokens for _ in range(size)], None)
         for device, model in self.model_of.items():
             rig = self.rigs[model]
             pool = rig.ledgers[device]
@@ -61,13 +63,15 @@ class LendingRig:
             self._add(device, pool.num_pages, rig.pools[pool.pool_id], owner)
 
     def _add(self, name, num_pages, memory, owner) -> None:
-        self.lending.add_lender(name, name, num_pages // SEGMENT_PAGES, SEGMENT_BYTES, owner)
+        page_bytes = self.layout.page_bytes
+        segment_bytes = SEGMENT_PAGES * page_bytes
+        self.lending.add_lender(name, name, num_pages // SEGMENT_PAGES, segment_bytes, owner)
         for model, rig in self.rigs.items():
             if rig.ledgers.keys() == {name}:
                 continue  # it has no other device that could borrow
             tier = next(self._tiers)
             rig.pools[tier] = memory
-            pool = PagePool(tier, num_pages, FULL.page_bytes, segment_bytes=SEGMENT_BYTES, is_leased=True)
+            pool = PagePool(tier, num_pages, page_bytes, segment_bytes=segment_bytes, is_leased=True)
             self.lending.connect(name, model, pool)
 
     def tick(self) -> None:

@@ -6,12 +6,12 @@ import random
 
 import pytest
 
-from tests.engine.fake_runner import FULL, generate
+from tests.engine.fake_runner import FULL, WINDOWED, generate
 from tests.engine.lending_rig import LendingRig
 from tests.engine.rig import STEP_NS, Rig, check_outputs
 from tests.engine.test_lending import distrust
 
-LEAST_SEGMENTS = 8  # of a pool, to hold the longest prompt
+LEAST_SEGMENTS = 8  # of a pool for each layer group, to hold the longest prompt
 MAX_OPEN = 16  # prompts of a model
 SLOWEST_MOVE = 20  # ticks
 SOON_TICKS = 12 * SLOWEST_MOVE
@@ -23,13 +23,19 @@ class Storm:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         draw = self.random.choice
+        self.layout = draw([FULL, FULL, WINDOWED])
+        scale = len(self.layout.groups)
+        self.least_segments = LEAST_SEGMENTS * scale
         self.lending = LendingRig(
-            local=((48, 64), 60),
+            layout=self.layout,
+            local=((48 * scale, 64 * scale), 60 * scale),
             lenders=(40, 24),
-            host=draw([10, 60, 300]),
+            host=draw([0, 10, 60, 300]),
             seed=seed,
+            term_ns=draw([15 * STEP_NS, 10**12]),
+            links=draw([None, {("d1", "l1"): 2e11, ("d2", "l2"): 2e11, ("d3", "d1"): 2e11}]),
             shares_prefixes=draw([True, True, False]),
-            policy=draw(["cfs", "eevdf", "vtc"]),
+            policy=draw(["cfs", "eevdf", "vtc", "fcfs"]),
             max_batch=draw([2, 4, 8]),
             depth=draw([1, 2]),
         )
@@ -93,7 +99,7 @@ class Storm:
             ids = trunk[: self.random.randint(1, len(trunk))] + ids
         num_tokens = self.random.randint(1, 40)
         if self.random.random() < 0.3:
-            self._known.append((ids + generate(FULL, ids, num_tokens))[:45])
+            self._known.append((ids + generate(self.layout, ids, num_tokens))[:45])
         name = f"p{self._num_submitted}"
         self._num_submitted += 1
         self.wanted[model][name] = ids, num_tokens
@@ -141,7 +147,7 @@ class Storm:
 
     def resize(self) -> None:
         name = self.random.choice(list(self.lending.lending.lenders))
-        least = LEAST_SEGMENTS if name in self.lending.model_of else 1
+        least = self.least_segments if name in self.lending.model_of else 1
         most = self.lending.lending.lenders[name].num_segments
         self.lending.lending.resize(name, self.random.randint(least, most))
 
