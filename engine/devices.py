@@ -114,6 +114,8 @@ class Devices:
 
     def reserve_pages(self, device: Device) -> int:
         """Pages of the device's pool that are for those who run there."""
+        if not self._reserve:
+            return 0
         return round(self._reserve * self._pools[device.pool_id].num_usable)
 
     def least_busy(self) -> Device | None:

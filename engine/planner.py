@@ -124,10 +124,13 @@ class Planner:
 
     def _renew(self, device: Device, now_ns: int) -> None:
         """Turns that are nearly used up: go on at once if nobody waits, else compete in fair order."""
+        lookahead_steps = device.lookahead_steps
         for prompt in list(device.running):
             turn = prompt.turn
             assert turn is not None
-            if turn.is_expiring or not self.turns.is_nearly_used_up(prompt):
+            if turn.until - len(prompt.output_ids) > lookahead_steps or turn.is_expiring:
+                continue
+            if not self.turns.is_nearly_used_up(prompt):
                 continue
             if self.policy.rotates and self.policy.num_queued():
                 turn.is_expiring = True
@@ -210,6 +213,7 @@ class Planner:
         """Extend the prompt's turn, or start one where there is room beside what others have claimed."""
         if prompt.turn is not None:
             prompt.turn.is_expiring = not self.turns.extend(prompt)
+            self._preemption.extended(prompt.turn.device)
             return not prompt.turn.is_expiring
         up = self.devices.up
         for device in self._by_preference(prompt) if len(up) > 1 else up.values():

@@ -1,7 +1,5 @@
 """Who has to make way for whom: turns that are ended, and room that is kept for those who wait."""
 
-from collections.abc import Iterator
-
 from engine.device import Device
 from engine.devices import Devices
 from engine.dropped import Dropped
@@ -25,7 +23,7 @@ class Preemption:
         self._waiting = waiting
         self._turns = turns
         self._devices = devices
-        self._victims: dict[Device, list[Prompt]] = {}  # who might be ended in the plan being made
+        self._victims: dict[Device, list[Prompt]] = {}  # who may be ended in the plan being made
         self._refused: set[tuple[Device, str]] = set()  # tenants of which one deserved nobody's place in it
         self._unsettled: set[Device] = set()  # found so in it
 
@@ -67,22 +65,22 @@ class Preemption:
         if device is None:
             return  # until one comes that can hold it
         is_full = device.num_slots_free == 0
-        if is_full and next(self._victims_on(device, now_ns), None) is None:
+        if is_full and not self._victims_on(device, now_ns):
             return  # nobody starts there in this plan, whatever is claimed
         is_due, tenant = self._waiting.is_due(prompt, now_ns), prompt.task.tenant
         if not is_due and (device, tenant) in self._refused:
             return
-        end = self._turns.end_position(prompt, len(prompt.output_ids) + 1)
-        needed = self._store.pages_needed(prompt.context, device.pool_id, end)
+        needed = self._turns.least_pages(prompt, device)
         short = needed + self.claims.get(device, 0) + self._devices.reserve_pages(device)
         short -= self._store.num_available(device.pool_id, besides=prompt.context)
         short -= self._pages_coming(device)
         needs_slot = is_full and not device.ending
         has_claim = is_due
-        for victim in self._victims_on(device, now_ns) if short > 0 or needs_slot else ():
+        for victim in self._victims_on(device, now_ns)[:] if short > 0 or needs_slot else ():
             if not is_due and not self._waiting.deserves_place(prompt, victim, now_ns):
                 continue
             self._turns.end(victim)
+            self._victims[device].remove(victim)
             has_claim, needs_slot = True, False
             short -= victim.context.num_local
             if short <= 0:
@@ -98,6 +96,10 @@ class Preemption:
         if device is None or device.can_hold(prompt):
             return device
         return self._devices.least_busy_for(prompt)
+
+    def extended(self, device: Device) -> None:
+        """A turn there goes on that was nearly over."""
+        self._victims.pop(device, None)
 
     def make_way(self, device: Device) -> None:
         """A running prompt found no page to go on, and nobody waits whose turn it could be: under a policy
@@ -139,20 +141,16 @@ class Preemption:
             return False
         return turn.is_expiring or now_ns - turn.first_ns >= floor_ns
 
-    def _victims_on(self, device: Device, now_ns: int) -> Iterator[Prompt]:
+    def _victims_on(self, device: Device, now_ns: int) -> list[Prompt]:
         """Prompts whose slice is nearly over, then those that had their minimum granularity in this turn;
-        of either those first that were served most."""
-        floor_ns = self._turns.floor_ns(device)
+        of either those first that were served most. Nobody is charged in the course of a plan."""
         able = self._victims.get(device)
-        if able is None:  # nobody else will be in the course of the plan, nor is anybody charged
+        if able is None:
+            floor_ns = self._turns.floor_ns(device)
             able = [prompt for prompt in device.running if self.may_be_ended(prompt, floor_ns, now_ns)]
-            able.sort(key=_most_served)
+            able.sort(key=_last_to_go_on)
             self._victims[device] = able
-        for is_expiring in (True, False):
-            for prompt in able:
-                assert prompt.turn is not None
-                if prompt.turn.is_expiring is is_expiring and self.may_be_ended(prompt, floor_ns, now_ns):
-                    yield prompt
+        return able
 
     def _pages_coming(self, device: Device) -> int:
         """Pages of turns that are about to end, and of idle contexts that are being mirrored."""
@@ -162,5 +160,7 @@ class Preemption:
         return coming
 
 
-def _most_served(prompt: Prompt) -> tuple[int, int]:
-    return -prompt.task.vruntime_ns, -prompt.task.serial
+def _last_to_go_on(prompt: Prompt) -> tuple[bool, int, int]:
+    turn, task = prompt.turn, prompt.task
+    assert turn is not None
+    return not turn.is_expiring, -task.vruntime_ns, -task.serial

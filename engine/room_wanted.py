@@ -20,11 +20,13 @@ class RoomWanted:
         self._on.clear()
         self._on_any = None
 
-    def refuse(self, device: Device, context: Context, end: int, spare: int) -> None:
-        """The context could not run there up to position `end` with `spare` pages left."""
-        pool_id, store = device.pool_id, self._store
-        own = store.num_available(pool_id) - store.num_available(pool_id, besides=context)
-        self._note(device, store.pages_needed(context, pool_id, end) + spare + own)
+    def refuse(self, device: Device, context: Context, num_pages: int, spare: int) -> None:
+        """The context could not have so many pages more there, with `spare` left."""
+        least = self._on.get(device)
+        if least is None or num_pages + spare < least:
+            pool_id, store = device.pool_id, self._store
+            own = store.num_available(pool_id) - store.num_available(pool_id, besides=context)
+            self._note(device, num_pages + spare + own)
 
     def refuse_growth(self, device: Device) -> None:
         """A prompt that runs there found no page to go on."""

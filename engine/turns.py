@@ -6,6 +6,7 @@ from engine.device import Device
 from engine.devices import Devices
 from engine.fairness.policy import Policy
 from engine.fairness.slice_length import slice_length_ns
+from engine.memory.context import Context
 from engine.memory.store import ContextStore
 from engine.messages import Extension, Move, Slice
 from engine.prefix_sharing import PrefixSharing
@@ -99,13 +100,14 @@ class Turns:
             alone_ns=max(floor_ns, UNCONTENDED_NS),
         )
         num_tokens = max(1, round(length_ns / device.step_ns))
-        return num_tokens if num_waiting else min(num_tokens, GRANT_PAGES * self._store.layout.page_tokens)
+        if not num_waiting:
+            num_tokens = min(num_tokens, GRANT_PAGES * self._store.layout.page_tokens)
+        self._slice_tokens[device] = num_tokens
+        return num_tokens
 
     def _until(self, prompt: Prompt, device: Device, start: int, most_tokens: int | None = None) -> int:
         """The output token up to which a slice from output token `start` lasts."""
-        tokens = self._slice_tokens.get(device)
-        if tokens is None:
-            tokens = self._slice_tokens[device] = self._measure_slice(device)
+        tokens = self._slice_tokens.get(device) or self._measure_slice(device)
         latency_ns = prompt.task.latency_ns
         if latency_ns is not None and self._policy.grants_wishes:
             tokens = min(tokens, max(MIN_STEPS, round(latency_ns / device.step_ns)))
@@ -119,13 +121,21 @@ class Turns:
 
     # ------------------------------------------------------------------ turns
 
+    def least_pages(self, prompt: Prompt, device: Device) -> int:
+        """Pages that the prompt lacks there to get one token more."""
+        end = self.end_position(prompt, len(prompt.output_ids) + 1)
+        return self._store.pages_needed(prompt.context, device.pool_id, end)
+
     def start(self, prompt: Prompt, device: Device, spare: int, most_tokens: int | None) -> bool:
         """Give the prompt a turn on this device, if its pages fit there and `spare` pages are left for turns
         that run to grow, and for those who have claimed them. `most_tokens`: its slice is no longer, if that
         is worth a switch."""
         sampled = len(prompt.output_ids)
         until = self._until(prompt, device, sampled, most_tokens)
-        moves = self._prepare(prompt, device, self.end_position(prompt, until), spare)
+        end = self.end_position(prompt, until)
+        if prompt.context.node is not None and not self._may_have_room(prompt.context, device, end, spare):
+            return False
+        moves = self._prepare(prompt, device, end, spare)
         if moves is None:
             return False
         context = prompt.context
@@ -154,6 +164,15 @@ class Turns:
         self._devices.touch(device)
         return True
 
+    def _may_have_room(self, context: Context, device: Device, end: int, spare: int) -> bool:
+        """Whether a context may find room there: under contention most do not, and to see that takes less
+        than to try. What one shares that is in no index yet is found out by trying."""
+        num_pages = self._store.pages_needed(context, device.pool_id, end)
+        if self._store.has_room(context, device.pool_id, num_pages, spare=spare):
+            return True
+        self.room_wanted.refuse(device, context, num_pages, spare)
+        return False
+
     def _prepare(self, prompt: Prompt, device: Device, end: int, spare: int) -> list[Move] | None:
         """Have pages for the prompt up to position `end`, those that are cached among them; None if there is
         no room."""
@@ -163,7 +182,8 @@ class Turns:
             if not prompt.has_started:
                 self._prefixes.count(prompt)
             return moves
-        self.room_wanted.refuse(device, prompt.context, end, spare)
+        needed = self._store.pages_needed(prompt.context, device.pool_id, end)
+        self.room_wanted.refuse(device, prompt.context, needed, spare)
         if has_joined:
             self._prefixes.part(prompt)
         return None

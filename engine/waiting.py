@@ -106,9 +106,10 @@ class Waiting:
         """Whether a waiting prompt that is not due may have the place of one that runs: of its own tenant's
         the elder, or else as the policy says."""
         if prompt.task.tenant == victim.task.tenant:
-            if self.is_elder(victim, now_ns) and victim.arrival_ns <= prompt.arrival_ns:
-                return False
-            if self.is_elder(prompt, now_ns):
+            if victim.arrival_ns <= prompt.arrival_ns:
+                if self.is_elder(victim, now_ns):
+                    return False
+            elif self.is_elder(prompt, now_ns):
                 return True
         return self._policy.preempts(prompt.task, victim.task, now_ns)
 

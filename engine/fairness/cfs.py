@@ -23,8 +23,7 @@ class LeastServedQueue(Generic[E]):
 
     def __init__(self, granularity_ns: int, *, request_ns: int = 0) -> None:
         self._entries: SortedDeque[E] = SortedDeque()
-        self._granularity_ns = granularity_ns
-        self._request_ns = request_ns
+        self._lead_ns = max(granularity_ns, request_ns)
         self._request_shares = request_ns * NICE_0_LOAD  # what it is worth, whatever the load
 
     def __len__(self) -> int:
@@ -59,8 +58,7 @@ class LeastServedQueue(Generic[E]):
     def outranks(self, waiting: E, waiting_ns: int, running: E, running_ns: int) -> bool:
         """`wakeup_preempt_entity`: the one that runs must be ahead by more than the granularity, which is
         not less than a request."""
-        granularity_ns = max(self._granularity_ns, self._request_ns)
-        return running_ns - waiting_ns > virtual_granularity(granularity_ns, waiting)
+        return running_ns - waiting_ns > virtual_granularity(self._lead_ns, waiting)
 
     def check_integrity(self) -> None:
         keys = [(start_ns, serial) for start_ns, serial, _ in self._entries]

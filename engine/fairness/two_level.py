@@ -145,9 +145,10 @@ class TwoLevelPolicy:
     def preempts(self, waiting: Task, running: Task, now_ns: int) -> bool:
         """As in the kernel, the two are compared where they differ: prompts of one tenant with each other,
         those of two tenants by their tenants, each without what holding this place costs it."""
-        ours, theirs = self._accounts[waiting.tenant], self._accounts[running.tenant]
-        if ours is theirs:
+        ours = self._accounts[waiting.tenant]
+        if waiting.tenant == running.tenant:
             return ours.queue.outranks(waiting, waiting.vruntime_ns, running, running.vruntime_ns)
+        theirs = self._accounts[running.tenant]
         ours_ns = ours.vruntime_ns - waiting.projected_ns
         theirs_ns = theirs.vruntime_ns - running.projected_ns
         return self._tenants.outranks(ours, ours_ns, theirs, theirs_ns)

@@ -100,10 +100,8 @@ class LocalCopies:
             besides = besides.parent
         return available
 
-    def make_room(self, pool_id: int, count: int, *, besides: Context | None = None, spare: int = 0) -> bool:
-        """Have `count` free pages, if that loses nothing that is needed and `spare` more are available: let
-        cached contexts give way, take back what was lent, evict what is idle longest. Else nothing changes,
-        but lent pages are on their way back."""
+    def has_room(self, pool_id: int, count: int, *, besides: Context | None = None, spare: int = 0) -> bool:
+        """Whether `make_room` can have so many. If not, lent pages are on their way back."""
         pool = self.pools[pool_id]
         if count + spare <= pool.num_free:  # nearly always while there is no contention
             return True
@@ -114,8 +112,19 @@ class LocalCopies:
         cached = self._idlers[pool_id].cached
         if self.landlord is not None and count > pool.num_free + cached.evictable:
             self.landlord.regain(pool_id, count - pool.num_free - cached.evictable)
-        if count > self._num_here(pool_id, besides):  # what comes on offer only now is for the next time
+        # what comes on offer only now is for the next time
+        return count <= self._num_here(pool_id, besides)
+
+    def make_room(self, pool_id: int, count: int, *, besides: Context | None = None, spare: int = 0) -> bool:
+        """Have `count` free pages, if that loses nothing that is needed and `spare` more are available: let
+        cached contexts give way, take back what was lent, evict what is idle longest. Else nothing changes,
+        but lent pages are on their way back."""
+        pool = self.pools[pool_id]
+        if count + spare <= pool.num_free:  # nearly always while there is no contention
+            return True
+        if not self.has_room(pool_id, count, besides=besides, spare=spare):
             return False
+        cached = self._idlers[pool_id].cached
         while cached.evictable and count > pool.num_free:
             victim = next(context for context in cached.contexts if context.evictable)
             assert self.cache is not None

@@ -51,6 +51,10 @@ class ContextStore(ShrinkingStore):
         needs; not counting those of `besides` and its ancestors."""
         return self._local.num_available(pool_id, besides=besides)
 
+    def has_room(self, context: Context, pool_id: int, num_pages: int, *, spare: int = 0) -> bool:
+        """Whether the context could have so many pages more in this pool, and `spare` were left."""
+        return self._local.has_room(pool_id, num_pages, besides=context, spare=spare)
+
     def prepare(self, context: Context, pool_id: int, end: int, *, spare: int = 0) -> list[Move] | None:
         """Make `context` ready to run in `pool_id` up to position `end`: evict idle contexts if need be,
         allocate pages, and return the moves that its slice has to wait for.

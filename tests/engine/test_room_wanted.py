@@ -33,7 +33,7 @@ def test_nobody_waits_for_room():
 def test_a_context_waits_for_its_pages_and_what_is_to_be_left():
     store, wanted, (device,) = make(10)
     running = [run(store, device, num_pages) for num_pages in (3, 2, 4)]
-    wanted.refuse(device, store.open(), 4 * FULL.page_tokens, spare=2)
+    wanted.refuse(device, store.open(), 4, spare=2)
     assert not wanted.is_there(device)  # 1 page
     for context, is_enough in zip(running, (False, True, True), strict=True):
         store.close(context)
@@ -51,7 +51,7 @@ def test_its_own_pages_that_may_be_dropped_are_no_room_for_it():
     for move in store.mirror_idle(device.pool_id):
         store.finish_move(move.move_id, 1)
     assert store.num_available(device.pool_id) == 5
-    wanted.refuse(device, context, 6 * FULL.page_tokens, spare=0)  # two more than it has, of one that is free
+    wanted.refuse(device, context, 2, spare=0)  # of one that is free
     assert not wanted.is_there(device)
     store.close(other)
     store.stop(other)
