@@ -10,7 +10,7 @@ from engine.memory.local_copies import LocalCopies
 from engine.memory.losses import Losses
 from engine.memory.mirrors import Cache, Mirrors
 from engine.memory.open_moves import OpenMove, OpenMoves, Purpose, Relocation
-from engine.memory.pool import Extent, PagePool, Pages, joined
+from engine.memory.pool import Extent, PagePool, Pages, Segment, joined
 from engine.messages import Move
 
 Portion = list[Extent]
@@ -45,14 +45,15 @@ class Reclaim:
         self._losses = losses
         self._counters = counters
         self.cache: Cache | None = None
-        self._recalled: dict[tuple[int, int], None] = {}  # (pool id, segment)
+        self._recalled: dict[Segment, None] = {}
         self._has_lost = False  # something that was found to be in the way may have been given up since
 
     def recall(self, pool_id: int, segments: list[int]) -> None:
         """Give out no page of these segments any more."""
+        pool = self._mirrors.tiers[pool_id]
         for number in segments:
-            self._mirrors.tiers[pool_id].recall(number)
-            self._recalled[pool_id, number] = None
+            pool.recall(number)
+            self._recalled[pool.segments[number]] = None
 
     @property
     def is_busy(self) -> bool:
@@ -63,10 +64,9 @@ class Reclaim:
         """What is in segments that are not empty yet and can be moved now, once all is given up that is not
         needed."""
         found: list[Extent] = []
-        for pool_id, number in list(self._recalled):
-            segment = self._mirrors.tiers[pool_id].segments.get(number)
-            if segment is None or not segment.extents:
-                del self._recalled[pool_id, number]
+        for segment in list(self._recalled):
+            if not segment.extents:
+                del self._recalled[segment]
             else:
                 found += segment.extents
         drop_mirror = self._losses.drop_mirror
@@ -160,11 +160,8 @@ class Reclaim:
     def moved(self, context: Context) -> None:
         """The context has no move in flight any more: it leaves now if it can without one. By the next call
         of `empty` it may be on the move again, and so on for as long as it runs."""
-        if self._recalled and any(self._is_wanted_back(extent) for extent in self._mirrors.held(context)):
+        if self._recalled and any(extent.segment.is_recalled for extent in self._mirrors.held(context)):
             self._losses.drop_mirror(context)
-
-    def _is_wanted_back(self, extent: Extent) -> bool:
-        return (extent.segment.pool.pool_id, extent.segment.number) in self._recalled
 
     def undo(self, lost: OpenMove) -> None:
         """The runner is gone before the copies were complete."""
