@@ -33,6 +33,7 @@ class Devices:
     def __init__(self, store: ContextStore, *, reserve: float) -> None:
         self.up: dict[int, Device] = {}  # those that work, by pool id
         self.num_slots = 0  # of their batches
+        self.num_running = 0  # turns there
         self._store = store
         self._pools = store.local_pools
         self._reserve = reserve
@@ -50,6 +51,7 @@ class Devices:
 
     def come(self, device: Device) -> None:
         """The device's runner is ready, for the first time or again."""
+        assert not device.running
         device.is_up = True
         self._serials.setdefault(device, len(self._serials))
         self._by_pool[device.pool_id] = self.up[device.pool_id] = device
@@ -57,7 +59,9 @@ class Devices:
         self.touch(device)
 
     def go(self, device: Device) -> None:
-        """The device's runner is gone."""
+        """The device's runner is gone, or about to be. Its turns do not count any more."""
+        if device.is_up:
+            self.num_running -= len(device.running)
         device.is_up = False
         self.up.pop(device.pool_id, None)
         self._measure()
@@ -67,6 +71,23 @@ class Devices:
         lengths = [device.max_context_tokens for device in self.up.values()]
         self._narrowest_tokens, self._widest_tokens = min(lengths, default=0), max(lengths, default=0)
         self.num_slots = sum(device.max_batch for device in self.up.values())
+
+    def begin_turn(self, device: Device, prompt: Prompt) -> None:
+        """The prompt runs there, which is up, from now on."""
+        device.running[prompt] = None
+        self.num_running += 1
+        self.touch(device)
+
+    def end_turn(self, device: Device, prompt: Prompt) -> None:
+        """It does not any more."""
+        del device.running[prompt]
+        self.num_running -= device.is_up
+        self.touch(device)
+
+    @property
+    def are_all_full(self) -> bool:
+        """Whether no batch has a place."""
+        return self.num_running >= self.num_slots
 
     def can_all_hold(self, prompt: Prompt) -> bool:
         """Whether the prompt's context fits wherever there is a device that is up."""
@@ -186,6 +207,7 @@ class Devices:
         assert list(self.up.values()) == [device for device in self.up.values() if device.is_up]
         assert len(self.up) == sum(device.is_up for device in self)
         assert self.num_slots == sum(device.max_batch for device in self if device.is_up)
+        assert self.num_running == sum(len(device.running) for device in self if device.is_up)
         assert self._entries == {device: self._entry(device) for device in self.up.values()}
         assert [device for _, _, device in self._by_load] == sorted(
             self._entries, key=lambda device: (len(device.running), device.pool_id)

@@ -93,8 +93,9 @@ class Planner:
                 self._try_suspect(device, now_ns)
             self._vacate(device, now_ns)
             self._mirror_idle(device)
-        while self._fill(now_ns) and not self.turns.num_running:
+        while self._fill(now_ns) and not self.devices.num_running:
             self.prefixes.begin_plan()  # a context was dropped, and no event would bring another plan
+            self.turns.room_wanted.begin_plan()
         self._mirror_running(devices)
         self._reclaim()
         return self.devices.touched(devices)
@@ -113,7 +114,7 @@ class Planner:
         """Whether a plan might use what a move that has just ended has made free, or go on where it left
         off."""
         store, room_wanted = self.store, self.turns.room_wanted
-        if store.has_recalls or store.dirty_pools or not self.turns.num_running:
+        if store.has_recalls or store.dirty_pools or not self.devices.num_running:
             return True
         return any(
             room_wanted.is_there(device)
@@ -173,7 +174,7 @@ class Planner:
         for prompt in (*passed_over, *deferred, *held_back):
             waiting.put_back(prompt, now_ns)
         self.num_deferred = len(deferred)
-        if self.policy.recomputes or not (passed_over or self.policy.num_queued()):
+        if self.policy.recomputes or not self.turns.room_wanted.is_lacking:
             return False
         return self._preemption.drop_if_stuck()
 
@@ -199,15 +200,13 @@ class Planner:
 
     def _is_settled(self, now_ns: int) -> bool:
         """Whether no turn begins, goes on or ends in this plan any more, whoever waits. Of several devices
-        that are full it is not asked: there may be a thousand. Turns on a device that has just failed count
-        as running still, so the one that is up is asked for its own places, too."""
-        if self.turns.num_running < self.devices.num_slots:
+        that are full it is not asked: there may be a thousand."""
+        if not self.devices.are_all_full:
             return False
         up = self.devices.up
         if len(up) != 1 or not self.policy.rotates:
             return not up
-        device = next(iter(up.values()))
-        return device.num_slots_free <= 0 and self._preemption.is_settled(device, now_ns)
+        return self._preemption.is_settled(next(iter(up.values())), now_ns)
 
     def _run(self, prompt: Prompt, now_ns: int) -> bool:
         """Extend the prompt's turn, or start one where there is room beside what others have claimed."""
@@ -317,7 +316,6 @@ class Planner:
         """Raise AssertionError if queues and turns contradict each other."""
         self.waiting.check_integrity()
         self.devices.check_integrity()
-        assert self.turns.num_running == sum(len(device.running) for device in self.devices)
         for device in self.devices:
             assert device.ending.keys() <= device.running.keys()
             for prompt in device.running:

@@ -49,7 +49,6 @@ class Turns:
         self._slice_tokens: dict[Device, int] = {}  # of the plan being made
         self._num_at_once = 0  # prompts that ran when it began
         self._num_refused: int | None = None  # prompts that waited when one first found no room anywhere
-        self.num_running = 0
         self.room_wanted = RoomWanted(store)
 
     # ------------------------------------------------------------------ measures
@@ -57,14 +56,15 @@ class Turns:
     def begin_plan(self) -> None:
         """Slices are measured once per plan and device, by what runs and waits when one is first tried."""
         self._slice_tokens.clear()
-        self._num_at_once = self.num_running
+        self._num_at_once = self._devices.num_running
         self._num_refused = None
         self.room_wanted.begin_plan()
 
     def refuse(self, num_pages: int) -> None:
         """A prompt found no room on any device, `num_pages` beside the reserve: it counts as a try on all
         that have a free place."""
-        self.room_wanted.refuse_everywhere(num_pages)
+        if not self._devices.are_all_full:
+            self.room_wanted.refuse_everywhere(num_pages)
         if self._num_refused is None and self._policy.rotates:
             self._num_refused = self._policy.num_queued()
 
@@ -158,10 +158,8 @@ class Turns:
             )
         )
         prompt.turn = Turn(device, slice_id, until, is_first=not sampled)
-        device.running[prompt] = None
         device.by_slice[slice_id] = prompt
-        self.num_running += 1
-        self._devices.touch(device)
+        self._devices.begin_turn(device, prompt)
         return True
 
     def _may_have_room(self, context: Context, device: Device, end: int, spare: int) -> bool:
@@ -242,8 +240,6 @@ class Turns:
     def _take_turn(self, prompt: Prompt) -> Turn:
         turn, prompt.turn = prompt.turn, None
         assert turn is not None
-        del turn.device.running[prompt]
         turn.device.ending.pop(prompt, None)
-        self.num_running -= 1
-        self._devices.touch(turn.device)
+        self._devices.end_turn(turn.device, prompt)
         return turn

@@ -65,14 +65,30 @@ def test_room_is_what_is_available_beside_the_reserve_of_those_who_run():
     _, devices = make_devices([10, 12, 20, 20], reserve=0.25)
     assert pools(devices.with_room(11)) == [3, 4, 2]
     for pool_id in (2, 3):
-        devices.up[pool_id].running[object()] = None
-        devices.touch(devices.up[pool_id])
+        devices.begin_turn(devices.up[pool_id], object())
     assert pools(devices.with_room(10)) == [3, 4, 1]
     assert pools(devices.with_room(9)) == [3, 4, 2, 1]
     assert pools(devices.with_room(16)) == [4]
-    devices.up[4].running.update({object(): None, object(): None})
-    devices.touch(devices.up[4])
+    for _ in range(2):
+        devices.begin_turn(devices.up[4], object())
     assert pools(devices.with_room(16)) == []  # its batch is full
+    devices.check_integrity()
+
+
+def test_turns_count_while_their_device_is_up():
+    _, devices = make_devices([10, 10])
+    lost, other = devices.up.values()
+    for device in (lost, other, other):
+        devices.begin_turn(device, object())
+    assert not devices.are_all_full
+    for _ in range(2):  # its fault, and the end of its runner
+        devices.go(lost)
+    assert devices.num_running == 2
+    assert devices.are_all_full
+    devices.end_turn(lost, next(iter(lost.running)))
+    assert devices.num_running == 2
+    devices.come(lost)
+    assert not devices.are_all_full
     devices.check_integrity()
 
 
@@ -81,8 +97,7 @@ def test_the_least_busy_and_whether_one_stands_idle():
     assert devices.least_busy() is devices.up[1]
     for pool_id in (1, 2):
         assert not devices.are_all_busy()
-        devices.up[pool_id].running[object()] = None
-        devices.touch(devices.up[pool_id])
+        devices.begin_turn(devices.up[pool_id], object())
     assert devices.are_all_busy()
     for device in list(devices.up.values()):
         devices.go(device)

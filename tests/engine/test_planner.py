@@ -66,3 +66,21 @@ def test_turns_on_a_device_that_failed_do_not_keep_places_of_another_empty(polic
     turn = scheduler.prompts["new"].turn
     assert turn is not None
     assert turn.device is healthy
+
+
+def test_turns_on_a_device_that_failed_do_not_hide_that_another_stands_idle() -> None:
+    """Any move's end may be what it waits for."""
+    rig = Rig(FULL, max_batch=2, local=(64, 64))
+    for number in range(4):
+        rig.submit(f"p{number}", [number] * 8, 60)
+    for _ in range(3):
+        rig.tick()
+    scheduler = rig.scheduler
+    failed, healthy = scheduler.devices.values()
+    assert not scheduler.planner.awaits_move()
+    scheduler.device_faulted(failed.name, rig.now_ns)
+    assert not scheduler.planner.awaits_move()
+    for prompt in list(healthy.running):
+        scheduler.abort(prompt.prompt_id, rig.now_ns)
+    assert failed.running
+    assert scheduler.planner.awaits_move()

@@ -6,7 +6,7 @@ import pytest
 
 from engine.dropped import Dropped
 from tests.engine.fake_runner import FULL, generate
-from tests.engine.rig import Rig
+from tests.engine.rig import Rig, check_outputs
 
 
 def full_rig(num_prompts: int, *, num_tenants: int = 1) -> tuple[Rig, dict[str, list[int]]]:
@@ -62,3 +62,18 @@ def test_aborted_prompts_hold_back_nobody() -> None:
         rig.abort(f"p{number}")
     rig.run()
     assert {name: rig.outputs[name] for name in list(answers)[12:]} == dict(list(answers.items())[12:])
+
+
+@pytest.mark.parametrize("policy", ["cfs", "eevdf"])
+@pytest.mark.parametrize("host", [0, 20])
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_a_full_batch_is_no_reason_to_drop_a_context(policy: str, host: int, num_devices: int) -> None:
+    """No tier has room, and none is needed: all contexts fit beside each other."""
+    rig = Rig(FULL, policy=policy, local=(400,) * num_devices, host=host, max_batch=2)
+    wanted = {f"p{number}": ([number] * 20, 60) for number in range(5 * num_devices)}
+    for prompt_id, (ids, max_tokens) in wanted.items():
+        rig.submit(prompt_id, ids, max_tokens)
+    rig.run()
+    check_outputs(rig, wanted)
+    assert rig.scheduler.planner.num_preemptions > 0
+    assert rig.scheduler.counters.recomputed_tokens == 0
