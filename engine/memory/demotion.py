@@ -1,5 +1,6 @@
 """Mirrors of cached contexts make room in good tiers: they move to worse ones before the room is wanted."""
 
+from itertools import islice
 from math import ceil
 from typing import Protocol
 
@@ -13,7 +14,8 @@ from engine.memory.pool import PagePool, joined
 from engine.messages import Move
 
 FREE_PART = 0.0625  # of equally good tiers is to be free, ...
-BATCH = 4  # ... and so many contexts leave at a time
+BATCH = 4  # ... and so many contexts leave at a time, ...
+MOST_LOOKED_AT = 64  # ... of so many that were used least recently: others are other devices' business
 
 
 class Cache(Protocol):
@@ -28,7 +30,8 @@ class Cache(Protocol):
 
 
 class Demotion:
-    """Begins moves of cached contexts' mirrors from tier to tier."""
+    """Begins moves of cached contexts' mirrors from tier to tier, by each device those of contexts that are
+    found there: which tier is better, devices may see differently, and none is to undo what another did."""
 
     def __init__(self, local: LocalCopies, mirrors: Mirrors, moves: OpenMoves, cache: Cache) -> None:
         self._local = local
@@ -49,15 +52,17 @@ class Demotion:
         joint = JoinedMoves(self._moves, Purpose.RELOCATE)
         for number, pools in enumerate(classes[:-1]):
             worse = [self._mirrors.tiers[pool_id] for later in classes[number + 1 :] for pool_id in later]
-            candidates = self._candidates(pools)
+            candidates = self._candidates(pools, runner)
             self._leaving += [each for each in candidates if self._leave(each, pools, worse, runner, joint)]
         return [move for _, move in joint.start()]
 
-    def _candidates(self, pools: list[int]) -> list[Context]:
+    def _candidates(self, pools: list[int], runner: int) -> list[Context]:
         """Who has to leave these tiers for a part of them to be free."""
         short = self._num_short(pools)
         found: list[Context] = []
-        for context in self._cache.cached.oldest(pools) if short > 0 else ():
+        for context in islice(self._cache.cached.oldest(pools), MOST_LOOKED_AT) if short > 0 else ():
+            if context.indexed_at != runner:
+                continue
             found.append(context)
             short -= context.num_mirrored_in(pools)
             if short <= 0 or len(found) == BATCH:
@@ -99,10 +104,8 @@ class Demotion:
         return True
 
     def _has_place(self, target: PagePool, count: int, context: Context) -> bool:
-        """Have room for so many pages of the context in this tier, if its device reaches it."""
-        device, market = context.indexed_at, self._mirrors.market
-        if device is not None and not self._mirrors.placement.reaches(device, target.pool_id):
-            return False
+        """Have room for so many pages of the context in this tier."""
+        market = self._mirrors.market
         if market is not None and 0 < count - target.num_free <= self._num_on_offer(target):
             market.lease(target.pool_id, count - target.num_free)
         return self._cache.make_room_in(target, count, context)

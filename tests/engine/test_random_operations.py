@@ -175,16 +175,18 @@ class Storm:
 
     def end(self) -> None:
         """Whatever was accepted and not aborted is answered, and exactly."""
-        for _ in range(20_000):
+        for _ in range(5_000):
             rigs = self.lending.rigs.values()
             if not any(rig.scheduler.prompts or rig.store.num_moves_in_flight for rig in rigs):
                 break
             self.tick()
+        else:
+            raise AssertionError("it never comes to rest")
         for model, wanted in self.wanted.items():
             check_outputs(self.lending.rigs[model], wanted)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [*range(7), 5123])
 def test_the_books_are_right_after_every_step(seed: int) -> None:
     storm = Storm(seed)
     for _ in range(250):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from engine.memory.context import Context
+from engine.memory.placement import Placement
 from engine.memory.pool import PagePool
 from engine.memory.prefix_search import NOTHING, Prefix
 from engine.memory.prefix_tree import TOKEN_BYTES, pack_tokens
@@ -143,9 +144,9 @@ def test_cached_mirrors_make_room_for_those_that_prompts_need():
     store.check_integrity()
 
 
-def asleep(store, number, length=25):
+def asleep(store, number, length=25, pool=LOCAL):
     """A cached context of its own tokens that is in the tiers alone."""
-    context = serve(store, [number] * length)
+    context = serve(store, [number] * length, pool)
     finish(store, store.mirror(context, whole=True))
     store.drop(context)
     return context
@@ -199,6 +200,20 @@ def test_only_what_is_longer_unused_gives_way_to_mirrors_that_leave_a_good_tier(
     asleep(store, 3, length=9)
     finish(store, store.mirror_cached(LOCAL))
     assert tiers_of(second) == [HOST]
+
+
+def test_devices_that_see_tiers_differently_do_not_undo_what_others_did():
+    links = {("a", "near a"): 2e11, ("b", "near b"): 2e11, ("a", "near b"): 1e11, ("b", "near a"): 1e11}
+    store = ContextStore(FULL, Placement(links), shares_prefixes=True)
+    for local, device, tier, size in ((LOCAL, "a", PEER, 12), (OTHER, "b", HOST, 19)):
+        store.add_local_pool(PagePool(local, 40, FULL.page_bytes, first=1), device)
+        store.add_tier(PagePool(tier, size, FULL.page_bytes), f"near {device}")
+    contexts = [asleep(store, number, pool=pool) for number, pool in enumerate((LOCAL, LOCAL, OTHER, OTHER))]
+    assert [tiers_of(context) for context in contexts] == [[PEER], [PEER], [HOST], [HOST]]
+    for _ in range(8):
+        moves = store.mirror_cached(LOCAL) + store.mirror_cached(OTHER)
+        finish(store, moves)
+    assert moves == []
 
 
 def test_moves_of_cached_mirrors_that_are_lost_leave_them_where_they_were():
