@@ -52,7 +52,7 @@ class Device:
     by_slice: dict[int, Prompt] = field(default_factory=dict)
     suspects: dict[Prompt, None] = field(default_factory=dict)  # to be tried here, each alone (`suspects`)
     cancelled: dict[int, Context] = field(default_factory=dict)  # by slice, until its end is reported
-    young: deque[tuple[int, Turn]] = field(default_factory=deque)  # with their beginnings, until they are old
+    young: deque[tuple[int, Turn]] = field(default_factory=deque)  # by the time from which they are old
     outbox: Outbox = field(default_factory=Outbox)
     busy_ns: int = 0
     idle_ns: int = 0

@@ -91,7 +91,7 @@ class Planner:
             self._renew(device, now_ns)
             if device.suspects:
                 self._try_suspect(device, now_ns)
-            self._vacate(device, now_ns)
+            self._vacate(device)
             self._mirror_idle(device)
         while self._fill(now_ns) and not self.devices.num_running:
             self.prefixes.begin_plan()  # a context was dropped, and no event would bring another plan
@@ -293,14 +293,14 @@ class Planner:
                     if context.computed - context.mirror_target >= batch:
                         self.devices.touch(device)  # until there is room in the tiers
 
-    def _vacate(self, device: Device, now_ns: int) -> None:
+    def _vacate(self, device: Device) -> None:
         """Go on emptying what the device's own pool is to give up; turns that are in the way end."""
         if not self.store.is_shrinking(device.pool_id):
             return
         self.devices.touch(device)
         device.outbox.moves += self.store.empty_segments(device.pool_id)
         for prompt in device.running:
-            if self.store.is_in_the_way(prompt.context) and self._preemption.may_be_ended(prompt, 0, now_ns):
+            if self.store.is_in_the_way(prompt.context) and self._preemption.may_be_ended(prompt):
                 self.turns.end(prompt)
 
     def _reclaim(self) -> None:

@@ -39,11 +39,10 @@ class Preemption:
         """Whether all turns on a device just go on in the plan being made, or end, whoever waits."""
         if device in self._unsettled:
             return False
-        floor_ns = self._turns.floor_ns(device)
         for prompt in device.running:
             turn = prompt.turn
             assert turn is not None
-            if not turn.is_ending and (turn.is_expiring or self.may_be_ended(prompt, floor_ns, now_ns)):
+            if not turn.is_ending and (turn.is_expiring or self.may_make_way(prompt, now_ns)):
                 self._unsettled.add(device)
                 return False
         return True
@@ -131,23 +130,28 @@ class Preemption:
                 self._store.forget(context)
         return bool(idle)
 
-    def may_be_ended(self, prompt: Prompt, floor_ns: int, now_ns: int) -> bool:
+    def may_be_ended(self, prompt: Prompt) -> bool:
         """A turn lasts until its pages are there and it has made a step, the first one until its token."""
         turn = prompt.turn
         assert turn is not None
-        if turn.is_ending or turn.first_ns is None:
+        if turn.is_ending or turn.old_ns is None:
             return False
-        if turn.is_first and not prompt.has_first_token:
-            return False
-        return turn.is_expiring or now_ns - turn.first_ns >= floor_ns
+        return not turn.is_first or prompt.has_first_token
+
+    def may_make_way(self, prompt: Prompt, now_ns: int) -> bool:
+        """A turn that others have the place of has lasted for the least time, as that was when it began, or
+        is nearly over."""
+        turn = prompt.turn
+        assert turn is not None
+        is_old = turn.old_ns is not None and turn.old_ns <= now_ns
+        return (is_old or turn.is_expiring) and self.may_be_ended(prompt)
 
     def _victims_on(self, device: Device, now_ns: int) -> list[Prompt]:
         """Prompts whose slice is nearly over, then those that had their minimum granularity in this turn;
         of either those first that were served most. Nobody is charged in the course of a plan."""
         able = self._victims.get(device)
         if able is None:
-            floor_ns = self._turns.floor_ns(device)
-            able = [prompt for prompt in device.running if self.may_be_ended(prompt, floor_ns, now_ns)]
+            able = [prompt for prompt in device.running if self.may_make_way(prompt, now_ns)]
             able.sort(key=_last_to_go_on)
             self._victims[device] = able
         return able

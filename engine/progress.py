@@ -1,6 +1,8 @@
 """What steps did for the prompts in them: positions computed, tokens sampled, GPU time to pay for."""
 
+from bisect import insort
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from engine.device import Device
 from engine.fairness.charging import share
@@ -69,7 +71,7 @@ class Progress:
                 prompt.peak_computed = computed
             else:
                 self._count_recomputed(prompt, computed - fed, computed)
-            if turn.first_ns is None or slice_id == turn.next_id:
+            if turn.old_ns is None or slice_id == turn.next_id:
                 self._begin_slice(prompt, turn, slice_id, fed, now_ns - step.step_ns, now_ns)
             if mirror_tokens is not None and computed - context.mirror_target >= mirror_tokens:
                 planner.devices.touch(device)  # there is something to be copied out
@@ -113,9 +115,9 @@ class Progress:
 
     def _may_turns_be_ended(self, device: Device, now_ns: int) -> bool:
         """Whether turns there have had the least time since the step before, and others wait."""
-        young, oldest_ns = device.young, now_ns - self._planner.turns.floor_ns(device)
+        young = device.young
         may_be = False
-        while young and young[0][0] <= oldest_ns:
+        while young and young[0][0] <= now_ns:
             may_be |= not young.popleft()[1].is_ending
         return may_be and self._policy.rotates and self._policy.num_queued() > 0
 
@@ -131,9 +133,9 @@ class Progress:
     ) -> None:
         """The step was the first of a turn, or the first of the slice that was queued behind another."""
         device = turn.device
-        if turn.first_ns is None:
-            turn.first_ns = now_ns
-            device.young.append((now_ns, turn))
+        if turn.old_ns is None:
+            turn.old_ns = now_ns + self._planner.turns.floor_ns(device)
+            insort(device.young, (turn.old_ns, turn), key=itemgetter(0))
             self.slice_log.begin(prompt, device.name, start_ns, fed)
         if slice_id == turn.next_id:
             device.by_slice.pop(turn.slice_id)

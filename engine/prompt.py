@@ -40,7 +40,7 @@ class Turn(Struct, eq=False):
     device: "Device"
     slice_id: int
     until: int  # number of output tokens at which the last slice queued is used up
-    first_ns: int | None = None  # when its first step was reported
+    old_ns: int | None = None  # from when others may have its place; None: no step was reported yet
     next_id: int | None = None
     is_ending: bool = False  # told to end at the next step boundary
     is_expiring: bool = False  # nearly used up, and back in the fair queue beside those that wait
