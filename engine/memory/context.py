@@ -139,7 +139,10 @@ class Context:
         return self.mirrored < self.computed
 
     def would_be_lost(self, pools: Container[int]) -> bool:
-        """Whether positions of it, or that it continues, are nowhere but in these pools."""
+        """Whether positions of it, or that it continues, are nowhere but in these pools, and nothing of it is
+        on the move: it could be given up now."""
+        if self.moves_in_flight:
+            return False
         return any(each.is_dirty and each.home in pools for each in (self, *self.ancestors()))
 
     def num_absent(self, end: int) -> int:

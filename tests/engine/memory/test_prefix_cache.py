@@ -276,6 +276,28 @@ def test_what_is_lost_takes_along_what_continues_it():
     store.check_integrity()
 
 
+def test_a_context_that_is_moved_from_tier_to_tier_cannot_be_given_up_before_it_is_there():
+    store = make_store(local=15, host=5, peer=5)
+    serve(store, list(range(25)))
+    prompt = Prompt([*range(20), *range(70, 80)], store.open())
+    join(store, prompt)
+    store.prepare(prompt.context, LOCAL, 29)
+    prompt.context.computed = 29
+    store.stop(prompt.context)
+    finish(store, store.mirror(prompt.context, whole=True))
+    other = store.open()
+    store.prepare(other, LOCAL, 36)
+    assert prompt.context.home is None
+    assert prompt.context.parent.home == LOCAL
+    store.recall(PEER, [0])
+    ((_, move),) = store.reclaim([LOCAL])
+    assert not prompt.context.would_be_lost({LOCAL})
+    finish(store, [move])
+    assert prompt.context.would_be_lost({LOCAL})
+    store.forget(prompt.context)
+    store.check_integrity()
+
+
 def test_joining_can_be_undone():
     store = make_store()
     cached = serve(store, list(range(20)))
