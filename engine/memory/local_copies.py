@@ -300,7 +300,7 @@ class LocalCopies:
         """Drop local pages of an idle context that are clean, `count` if it has so many: its first ones. A
         small one is dropped whole, since it has to be fetched anyway before it runs again."""
         num_local = context.num_local
-        if context.evictable <= SMALL_PAGES:
+        if context.evictable <= SMALL_PAGES or count > context.evictable:
             count = context.evictable
         if count == num_local and not context.moves_in_flight:
             self.release(context)

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from engine.memory.context import Context
+from engine.memory.local_copies import SMALL_PAGES
 from engine.memory.pool import PagePool
 from engine.memory.store import ContextStore
 from engine.messages import Move
@@ -74,6 +75,23 @@ def test_what_is_on_its_way_for_an_earlier_turn_is_lost_with_its_runner():
     store.check_integrity()
     (again,) = store.prepare(context, LOCAL, 12)
     assert again.src_pages == move.src_pages
+
+
+def test_more_is_never_evicted_than_the_mirror_has():
+    """Of one of two that are pushed out as many pages are wanted as it has, and not all are mirrored."""
+    store = make_store(local=1 + 3 * SMALL_PAGES, host=3 * SMALL_PAGES)
+    num_pages = SMALL_PAGES + 4
+    first, second = store.open(), store.open()
+    for context in (first, second):
+        run(store, context, num_pages * FULL.page_tokens)
+        finish(store, store.mirror(context, whole=True))
+    run(store, first, (num_pages + 2) * FULL.page_tokens)
+    store.prepare(second, LOCAL, num_pages * FULL.page_tokens)
+    store.stop(second)  # it is the later one
+    free = store.local_pools[LOCAL].num_free
+    assert store.prepare(store.open(), LOCAL, (free + first.num_local) * FULL.page_tokens) == []
+    assert first.num_local == 2
+    store.check_integrity()
 
 
 def test_a_large_context_is_evicted_as_far_as_is_needed():
