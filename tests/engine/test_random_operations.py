@@ -186,9 +186,22 @@ class Storm:
             check_outputs(self.lending.rigs[model], wanted)
 
 
-@pytest.mark.parametrize("seed", [*range(6), 5123, 5335])
-def test_the_books_are_right_after_every_step(seed: int) -> None:
+def run(seed: int) -> None:
     storm = Storm(seed)
     for _ in range(250):
         storm.step()
     storm.end()
+
+
+@pytest.mark.parametrize("seed", [*range(5), 5123, 5335])
+def test_the_books_are_right_after_every_step(seed: int) -> None:
+    run(seed)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 20180, 20436])
+def test_so_they_are_in_small_portions(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contexts are copied out and evicted a few pages at a time, as large ones are."""
+    monkeypatch.setattr("engine.memory.local_copies.SMALL_PAGES", 2)
+    monkeypatch.setattr("engine.memory.pool.FULL_MOVE_PAGES", 5)
+    monkeypatch.setattr("engine.planner.MIRROR_PAGES", 1)
+    run(seed)
