@@ -91,7 +91,8 @@ async def _answer_of(process: Process, question: bytes = b"") -> bytes:
     the checker, as does a caller who goes away."""
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(question)
+    if not process.stdin.is_closing():  # it has ended: uvloop takes nothing for a pipe that is closed
+        process.stdin.write(question)
     try:
         async with asyncio.timeout(WAIT_S):
             return await process.stdout.readline()

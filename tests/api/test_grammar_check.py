@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import sys
+from asyncio.subprocess import PIPE
 
 import msgspec
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from api import grammar_check
 from api.errors import ApiError
-from api.grammar_check import TOO_COSTLY, GrammarChecks
+from api.grammar_check import TOO_COSTLY, GrammarChecks, _answer_of
 from api.grammar_checker import NOTHING_FITS, problem_with
 from engine.messages import BAD_GRAMMAR, NO_GRAMMARS, Grammar, GrammarKind
 from tests.api.fake_engine import CARD
@@ -89,6 +90,16 @@ def test_a_checker_that_cannot_start_is_not_the_grammars_fault(
             assert any("a grammar checker " in record.message for record in caplog.records)
             monkeypatch.undo()
             assert (await api.complete(guided_regex="a")).status == 200
+
+    run(test())
+
+
+def test_a_checker_that_has_ended_before_it_is_asked_has_no_answer() -> None:
+    async def test() -> None:
+        process = await asyncio.create_subprocess_exec("/bin/true", stdin=PIPE, stdout=PIPE)
+        assert process.stdin is not None
+        await until(process.stdin.is_closing)
+        assert await _answer_of(process, b"question") == b""
 
     run(test())
 
