@@ -89,13 +89,15 @@ class Identity:
 
     @classmethod
     def parse(cls, by: str, keys: Sequence[str]) -> "Identity":
-        """`keys` are 'TENANT=KEY', or 'KEY' for every tenant that has none of its own."""
+        """`keys` are 'TENANT=KEY', or 'KEY' for every tenant that has none of its own; one that ends in '=', as
+        base64 does, is not taken for a tenant."""
         if by not in ("user", "key", "none") and not (by.startswith("header:") and by != "header:"):
             raise SpecError(f"a tenant is told by user, key, header:NAME or none; not {by!r}")
         table: dict[str | None, str] = {}
         for entry in keys:
-            tenant, equals, key = entry.partition("=")
-            table[tenant if equals else None] = key if equals else entry
+            tenant, _, key = entry.partition("=")
+            is_bare = not key.strip("=")
+            table[None if is_bare else tenant] = entry if is_bare else key
         return cls(by, table)
 
     def headers(self, tenant: str) -> dict[str, str]:

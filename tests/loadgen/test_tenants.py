@@ -50,6 +50,12 @@ def test_identity_by_key() -> None:
     assert identity.headers("b") == {"Authorization": "Bearer b"}
 
 
+@pytest.mark.parametrize("key", ["c2VjcmV0", "c2VjcmV0cw==", "c2VjcmV0MQ="])
+def test_a_key_in_base64_is_not_taken_for_a_tenants_name(key: str) -> None:
+    identity = Identity.parse("key", [key, f"a={key}"])
+    assert identity.keys == {None: key, "a": key}
+
+
 def test_identity_by_header_or_not_at_all() -> None:
     assert Identity.parse("header:X-Tenant", []).headers("a") == {"X-Tenant": "a"}
     assert Identity.parse("none", []).headers("a") == {}
