@@ -89,8 +89,8 @@ class Identity:
 
     @classmethod
     def parse(cls, by: str, keys: Sequence[str]) -> "Identity":
-        """`keys` are 'TENANT=KEY', or 'KEY' for every tenant that has none of its own, which may end in '=' as
-        base64 does."""
+        """`keys` are 'TENANT=KEY', or 'KEY' for every tenant that has none of its own, which may end in '='
+        as base64 does."""
         if by not in ("user", "key", "none") and not (by.startswith("header:") and by != "header:"):
             raise SpecError(f"a tenant is told by user, key, header:NAME or none; not {by!r}")
         table: dict[str | None, str] = {}
