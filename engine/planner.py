@@ -125,13 +125,10 @@ class Planner:
 
     def _renew(self, device: Device, now_ns: int) -> None:
         """Turns that are nearly used up: go on at once if nobody waits, else compete in fair order."""
-        lookahead_steps = device.lookahead_steps
         for prompt in list(device.running):
             turn = prompt.turn
             assert turn is not None
-            if turn.until - len(prompt.output_ids) > lookahead_steps or turn.is_expiring:
-                continue
-            if not self.turns.is_nearly_used_up(prompt):
+            if turn.is_expiring or not self.turns.is_nearly_used_up(prompt):
                 continue
             if self.policy.rotates and self.policy.num_queued():
                 turn.is_expiring = True

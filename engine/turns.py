@@ -81,9 +81,9 @@ class Turns:
         """Whether the prompt's next slice is due to be planned."""
         turn = prompt.turn
         assert turn is not None
-        if turn.is_ending or turn.next_id is not None or turn.until >= prompt.sampling.max_tokens:
+        if turn.until - len(prompt.output_ids) > turn.device.lookahead_steps:
             return False
-        return turn.until - len(prompt.output_ids) <= turn.device.lookahead_steps
+        return not turn.is_ending and turn.next_id is None and turn.until < prompt.sampling.max_tokens
 
     def _measure_slice(self, device: Device) -> int:
         """How many tokens a prompt may sample before others have their turn."""

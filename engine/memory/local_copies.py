@@ -119,12 +119,9 @@ class LocalCopies:
         """Have `count` free pages, if that loses nothing that is needed and `spare` more are available: let
         cached contexts give way, take back what was lent, evict what is idle longest. Else nothing changes,
         but lent pages are on their way back."""
-        pool = self.pools[pool_id]
-        if count + spare <= pool.num_free:  # nearly always while there is no contention
-            return True
         if not self.has_room(pool_id, count, besides=besides, spare=spare):
             return False
-        cached = self._idlers[pool_id].cached
+        pool, cached = self.pools[pool_id], self._idlers[pool_id].cached
         while cached.evictable and count > pool.num_free:
             victim = next(context for context in cached.contexts if context.evictable)
             assert self.cache is not None

@@ -48,13 +48,19 @@ def test_those_served_most_make_way_first() -> None:
     assert [prompt.prompt_id for prompt in rig.scheduler.devices["d1"].ending] == ["p1"]
 
 
-@pytest.mark.parametrize("policy", ["cfs", "eevdf", "fcfs"])
-def test_turns_on_a_device_that_failed_do_not_keep_places_of_another_empty(policy: str) -> None:
+def two_full_devices(policy: str) -> Rig:
+    """Two prompts run on each, and nobody waits."""
     rig = Rig(FULL, policy=policy, max_batch=2, local=(64, 64))
     for number in range(4):
         rig.submit(f"p{number}", [number] * 8, 60)
     for _ in range(3):
         rig.tick()
+    return rig
+
+
+@pytest.mark.parametrize("policy", ["cfs", "eevdf", "fcfs"])
+def test_turns_on_a_device_that_failed_do_not_keep_places_of_another_empty(policy: str) -> None:
+    rig = two_full_devices(policy)
     scheduler = rig.scheduler
     failed, healthy = scheduler.devices.values()
     assert len(failed.running) == len(healthy.running) == 2
@@ -70,11 +76,7 @@ def test_turns_on_a_device_that_failed_do_not_keep_places_of_another_empty(polic
 
 def test_turns_on_a_device_that_failed_do_not_hide_that_another_stands_idle() -> None:
     """Any move's end may be what it waits for."""
-    rig = Rig(FULL, max_batch=2, local=(64, 64))
-    for number in range(4):
-        rig.submit(f"p{number}", [number] * 8, 60)
-    for _ in range(3):
-        rig.tick()
+    rig = two_full_devices("cfs")
     scheduler = rig.scheduler
     failed, healthy = scheduler.devices.values()
     assert not scheduler.planner.awaits_move()

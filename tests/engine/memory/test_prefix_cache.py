@@ -257,14 +257,20 @@ def test_what_continues_a_context_that_is_entangled_is_so_too():
     assert prompt.context in between.children
 
 
-def test_what_is_lost_takes_along_what_continues_it():
-    store = make_store(local=15, host=0, peer=20)
+def continues_what_is_cached(store):
+    """A prompt that has run for 29 positions, of which 20 were cached."""
     serve(store, list(range(25)))
     prompt = Prompt([*range(20), *range(70, 80)], store.open())
     join(store, prompt)
     store.prepare(prompt.context, LOCAL, 29)
     prompt.context.computed = 29
     store.stop(prompt.context)
+    return prompt
+
+
+def test_what_is_lost_takes_along_what_continues_it():
+    store = make_store(local=15, host=0, peer=20)
+    prompt = continues_what_is_cached(store)
     for context in (prompt.context.parent, prompt.context):
         finish(store, store.mirror(context, whole=True))
     other = store.open()
@@ -278,12 +284,7 @@ def test_what_is_lost_takes_along_what_continues_it():
 
 def test_a_context_that_is_moved_from_tier_to_tier_cannot_be_given_up_before_it_is_there():
     store = make_store(local=15, host=5, peer=5)
-    serve(store, list(range(25)))
-    prompt = Prompt([*range(20), *range(70, 80)], store.open())
-    join(store, prompt)
-    store.prepare(prompt.context, LOCAL, 29)
-    prompt.context.computed = 29
-    store.stop(prompt.context)
+    prompt = continues_what_is_cached(store)
     finish(store, store.mirror(prompt.context, whole=True))
     other = store.open()
     store.prepare(other, LOCAL, 36)
